@@ -1,0 +1,156 @@
+"""Gradients -> one norm a layer.
+
+For a layer l whose parameters have gradients g_1 .. g_k, its gradient norm is
+
+    N_l = sqrt(||g_1||^2 + ... + ||g_k||^2)
+
+Each gradient is read once. The squares are summed per layer by one padded gather: no atomic additions, so every process
+that holds equal gradients gets equal bits and chooses the same layers. Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# A float32 dot product over more elements than this loses digits, and a converted half-precision chunk has to stay in
+# cache. Both sizes are elements.
+DOT_CHUNK = 1 << 18
+CAST_CHUNK = 1 << 16
+
+
+def squared_norm(gradient: Tensor) -> Tensor:
+    """Return the sum of squares of one gradient, accumulated in float32 or wider.
+
+    Args:
+        gradient: any shape, any floating or complex dtype, dense or sparse, on any device.
+
+    Returns:
+        A 0-d tensor on the gradient's device; float64, or float32 where the device has no float64.
+
+    Example:
+        >>> squared_norm(torch.tensor([3.0, 4.0])).item()
+        25.0
+    """
+    flat = _flat(gradient)
+    if flat.device.type == "cpu":
+        return torch.tensor(_square_on_cpu(flat), dtype=torch.float64)
+    norm = torch.linalg.vector_norm(flat, dtype=_accumulator(flat.dtype))
+    return norm.to(_sum_dtype(flat.device)).square()
+
+
+def segments(layer_of: Sequence[int], count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Lay out which gradients make up which layer, for :func:`layer_norms`.
+
+    Args:
+        layer_of: for each of the T gradients, the index of its layer, 0 <= index < count.
+        count: number of layers L.
+        device: where the norms are wanted.
+
+    Returns:
+        An int64 tensor of shape (L, W), W the largest number of gradients in a layer: row l holds the positions of
+        layer l's gradients, padded with T (which :func:`layer_norms` reads as zero).
+
+    Example:
+        >>> segments([0, 1, 0], 2)
+        tensor([[0, 2],
+                [1, 3]])
+    """
+    members: list[list[int]] = [[] for _ in range(count)]
+    for position, layer in enumerate(layer_of):
+        members[layer].append(position)
+    width = max((len(row) for row in members), default=0)
+    padding = len(layer_of)
+    rows = [row + [padding] * (width - len(row)) for row in members]
+    return torch.tensor(rows, dtype=torch.int64).reshape(count, width).to(device)
+
+
+def layer_norms(gradients: Sequence[Tensor | None], layout: Tensor) -> Tensor:
+    """Return one gradient norm a layer, in one pass over the gradients.
+
+    Args:
+        gradients: the T gradients in the order of ``layer_of``; ``None`` counts as zero.
+        layout: what :func:`segments` returned; the norms come out on its device.
+
+    Returns:
+        A float32 tensor of shape (L,), on the device of ``layout``.
+
+    Example:
+        >>> layer_norms([torch.tensor([3.0]), None, torch.tensor([4.0])], segments([0, 1, 0], 2))
+        tensor([5., 0.])
+    """
+    squares = _squares(gradients, layout.device)
+    return squares[layout].sum(dim=1).sqrt().float()
+
+
+def reference_layer_norms(gradients: Sequence[Tensor | None], layer_of: Sequence[int], count: int) -> Tensor:
+    """Say the same as :func:`layer_norms` in the plainest way, in float64 on the CPU: what the tests compare with."""
+    squares = torch.zeros(count, dtype=torch.float64)
+    for gradient, layer in zip(gradients, layer_of, strict=True):
+        if gradient is not None:
+            values = gradient.to_dense() if gradient.is_sparse else gradient
+            squares[layer] += values.abs().cpu().double().square().sum()
+    return squares.sqrt()
+
+
+def _squares(gradients: Sequence[Tensor | None], home: torch.device) -> Tensor:
+    """Sum of squares of every gradient, then one zero for the padding: shape (T + 1,) on ``home``."""
+    if all(gradient is None or gradient.device.type == "cpu" for gradient in gradients):
+        values = [0.0 if gradient is None else _square_on_cpu(_flat(gradient)) for gradient in gradients]
+        return torch.tensor([*values, 0.0], dtype=torch.float64).to(home)
+    zero = torch.zeros((), dtype=_sum_dtype(home), device=home)
+    slots = [zero] * (len(gradients) + 1)
+    for (device, dtype), members in _by_device_and_dtype(gradients).items():
+        if device.type == "cpu":
+            norms = [squared_norm(gradient).sqrt() for _, gradient in members]
+        else:
+            flats = [_flat(gradient) for _, gradient in members]
+            norms = list(torch._foreach_norm(flats, 2, dtype=_accumulator(dtype)))
+        # One transfer a device, not one a gradient.
+        moved = torch.stack(norms).to(device=home, dtype=zero.dtype, non_blocking=True).square()
+        for (position, _), square in zip(members, moved.unbind(), strict=True):
+            slots[position] = square
+    return torch.stack(slots)
+
+
+def _square_on_cpu(flat: Tensor) -> float:
+    # A Python float is a float64: adding the chunks up there costs nothing and loses nothing.
+    total = 0.0
+    if flat.dtype in (torch.float32, torch.float64):
+        for chunk in flat.split(DOT_CHUNK):
+            total += torch.dot(chunk, chunk).item()
+    else:
+        for chunk in flat.split(CAST_CHUNK):
+            wide = chunk.float()
+            total += torch.dot(wide, wide).item()
+    return total
+
+
+def _flat(gradient: Tensor) -> Tensor:
+    gradient = gradient.detach()
+    if gradient.is_sparse:
+        # Uncoalesced entries of one index have to be added before they are squared.
+        gradient = gradient.coalesce().values()
+    if gradient.is_complex():
+        gradient = torch.view_as_real(gradient.resolve_conj())
+    return gradient.reshape(-1)
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
+
+
+def _sum_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _by_device_and_dtype(
+    gradients: Sequence[Tensor | None],
+) -> dict[tuple[torch.device, torch.dtype], list[tuple[int, Tensor]]]:
+    groups: dict[tuple[torch.device, torch.dtype], list[tuple[int, Tensor]]] = {}
+    for position, gradient in enumerate(gradients):
+        if gradient is not None:
+            groups.setdefault((gradient.device, gradient.dtype), []).append((position, gradient))
+    return groups

@@ -1,0 +1,78 @@
+"""Text files from outside -> text and JSON objects, or an `InputError` that names the file and the line.
+
+Nothing is ever unpickled or evaluated: files are decoded as UTF-8 and parsed as text or as JSON lines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from localopt.errors import InputError
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file: UTF-8 (a byte order mark is dropped), not empty, line ends as newlines."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file: check the path.") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder: name a file in it.") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}.") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = data[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}:{number}: not UTF-8 text ({error.reason}): save the file as UTF-8.") from None
+    if not text.strip():
+        raise InputError(f"{path}: the file is empty: give at least one line.")
+    return text.replace("\r\n", "\n")
+
+
+def json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("file:line", object) of every line that is not blank."""
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            source = f"{path}:{number}"
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{source}: not valid JSON ({error}): write one JSON object a line.") from None
+            if not isinstance(value, dict):
+                raise InputError(f"{source}: expected a JSON object, not {short(value)}: write one object a line.")
+            yield source, value
+
+
+def is_json_lines(path: str | Path) -> bool:
+    """By the name, or else by whether the first line holds a JSON object."""
+    if Path(path).suffix in (".jsonl", ".json"):
+        return True
+    first = read_text(path).lstrip().split("\n", 1)[0]
+    try:
+        return isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def string(line: dict[str, Any], key: str, source: str) -> str:
+    """The text of one field, which must be there and not be empty."""
+    if key not in line:
+        raise InputError(f'{source}: the field "{key}" is missing, there are only {sorted(line)}.')
+    value = line[key]
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f'{source}: the field "{key}" must be text that is not empty, not {short(value)}.')
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InputError(f'{source}: the field "{key}" has half a surrogate pair, which is not text.') from None
+    return value
+
+
+def short(value: object) -> str:
+    """A value as an error message shows it."""
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."

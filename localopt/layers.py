@@ -28,22 +28,22 @@ ROOT = "model"  # the layer of parameters that the outermost module itself owns 
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # Components below which a module is replaced or extended (peft, torch's parametrizations): the owner is what is above.
 _ADAPTER = re.compile(
-    r"(lora|hada|lokr|boft|oft|vera|ia3)_.*|base_layer|original_module|modules_to_save|parametrizations"
+    r"(lora|hada|lokr|oft|boft|vera|ia3)_.*|base_layer|original_module|modules_to_save|parametrizations"
 )
 
 # What the name of a component says it is; the first pattern found in it wins.
-_ROLES = (
-    ("mlp", re.compile(r"mlp|ffn|feed_?forward|moe|expert|(?<![a-z])ff(?![a-z])|channel")),
-    ("cross_attention", re.compile(r"cross.*att|enc.*att")),  # encoder_attn, EncDecAttention, crossattention
-    ("attention", re.compile(r"attn|attention|(?<![a-z])(att|mha|sa)(?![a-z])|^(q|k|v|o|qkv)_proj$")),
-    ("mixer", re.compile(r"mamba|ssm")),
-)
+_ROLES = {
+    "mlp": re.compile(r"mlp|ffn|feed_?forward|moe|expert|(?<![a-z])ff(?![a-z])"),
+    "cross_attention": re.compile(r"cross.*att|(?<![a-z])(enc.*att|ca(?![a-z]))"),  # also encoder_attn, EncDecAttention
+    "attention": re.compile(r"attn|attention|(?<![a-z])(att|mha|sa)(?![a-z])|^(q|k|v|o|qkv)_proj$"),
+    "mixer": re.compile(r"mamba|ssm"),
+}
 _FORWARD_ORDER = ("attention", "mixer", "cross_attention", "mlp")
 
 _NORM = re.compile(r"norm|(?<![a-z])ln|layer_?scale|^(ls|lambda_|gamma_)\d")  # layer scales sit where norms sit
 _NUMBER = re.compile(r"(\d)$")
 _FIRST_NORM = re.compile(r"^(input|pre_?(layer)?_?(norm|ln)|operator|temporal)|before")
-_LAST_NORM = re.compile(r"final|output|full|after")
+_LAST_NORM = re.compile(r"final|output|full|after|channel")
 
 
 def partition(names: Iterable[str], layers: Layers = "sublayer") -> dict[str, str]:
@@ -55,8 +55,8 @@ def partition(names: Iterable[str], layers: Layers = "sublayer") -> dict[str, st
             parameter its own layer), or a function from the canonical parameter name to a layer name.
 
     Raises:
-        ValueError: a name comes twice, `layers` is an unknown string, or the function returns no usable layer name.
-        TypeError: a name or `layers` is of the wrong type.
+        ValueError: a name comes twice, `layers` is unknown, or the function returns something other than a layer name.
+        TypeError: the names are not strings.
 
     >>> names = ["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight",
     ...          "model.layers.0.mlp.up_proj.weight", "model.layers.0.input_layernorm.weight", "lm_head.weight"]
@@ -78,7 +78,7 @@ def partition(names: Iterable[str], layers: Layers = "sublayer") -> dict[str, st
         inside = {path: block for block, paths in blocks.items() for path in paths}
     else:
         inside = {path: layer for block, paths in blocks.items() for path, layer in _sublayers(block, paths).items()}
-    return {name: inside.get(path) or _owner(path) for name, path in clean.items()}
+    return {name: inside.get(path) or _outside(path) for name, path in clean.items()}
 
 
 def canonical(name: str) -> str:
@@ -89,7 +89,7 @@ def canonical(name: str) -> str:
     >>> canonical("base_model.model.lm_head.weight")
     'lm_head.weight'
     """
-    *modules, parameter = name.split(".")
+    *modules, parameter = name.split(".")  # a parameter's own name is never a wrapper
     kept = ".".join([*(part for part in modules if part not in _WRAPPERS), parameter])
     return kept.removeprefix("base_model.model.")
 
@@ -141,29 +141,29 @@ def _blocks(paths: Iterable[str]) -> dict[str, list[str]]:
         _, index, rest = locate(path)
         if index is not None and rest:
             elements.setdefault(path.removesuffix("." + rest), []).append(path)
-    return {block: inside for block, inside in elements.items() if any("." in _below(block, path) for path in inside)}
+    return {block: paths for block, paths in elements.items() if any(_module(path) != block for path in paths)}
 
 
-def _below(block: str, path: str) -> str:
-    return path[len(block) + 1 :]
+def _module(path: str) -> str:
+    """The module that owns a parameter; for an adapter's parameter, the module that is adapted."""
+    modules = path.split(".")[:-1]
+    adapter = next((i for i, part in enumerate(modules) if i and _ADAPTER.fullmatch(part)), len(modules))
+    return ".".join(modules[:adapter])
 
 
-def _owner(path: str) -> str:
+def _outside(path: str) -> str:
     """The layer of a parameter outside the blocks."""
-    owner: list[str] = []
-    for part in path.split(".")[:-1]:
-        if owner and _ADAPTER.fullmatch(part):
-            break
-        owner.append(part)
-        if "embed" in part.lower():
-            break
-    return ".".join(owner) or ROOT
+    modules = _module(path).split(".")
+    embedding = next((i for i, part in enumerate(modules) if "embed" in part.lower()), len(modules))
+    return ".".join(modules[: embedding + 1]) or ROOT
 
 
 def _sublayers(block: str, paths: Sequence[str]) -> dict[str, str]:
     """The sublayer of every parameter of one block: what its name says, then what surrounds it, norms last."""
-    parts = {path: _below(block, path).lower().split(".") for path in paths}
+    parts = {path: path[len(block) + 1 :].lower().split(".") for path in paths}
     role = {path: _named_role(parts[path]) for path in paths}
+    if any(part[0] == "self_attn" for part in parts.values()):  # nn.TransformerDecoderLayer: cross-attention beside it
+        role |= {path: "cross_attention" for path in paths if parts[path][0] == "multihead_attn"}
     norms = [path for path in paths if role[path] is None and _norm(parts[path])]
     attends = bool({"attention", "cross_attention"} & set(role.values()))
 
@@ -186,7 +186,7 @@ def _named_role(parts: Sequence[str]) -> str | None:
 
 
 def _role(part: str) -> str | None:
-    return next((kind for kind, pattern in _ROLES if pattern.search(part)), None)
+    return next((kind for kind, pattern in _ROLES.items() if pattern.search(part)), None)
 
 
 def _norm(parts: Sequence[str]) -> str:
@@ -209,8 +209,8 @@ def _surrounding_role(path: str, block: str, role: dict[str, str | None]) -> str
 def _place_norm(norm: str, norms: Sequence[str], present: Sequence[str]) -> str | None:
     """The sublayer that a norm directly in a block stands next to, None where its name does not say.
 
-    - `post_attention_layernorm` closes attention where a `post_feedforward_layernorm` closes the MLP (Gemma 2, OLMo 2);
-      elsewhere it opens the sublayer after attention (Llama, Bloom).
+    - `post_attention_layernorm` closes attention where another norm opens the MLP (Gemma 2) or
+      `post_feedforward_layernorm` closes it (OLMo 2); elsewhere it opens the sublayer after attention (Llama).
     - A norm named after a sublayer belongs to it (`self_attn_layer_norm`, `ln_mlp`, `pre_ff_layernorm`).
     - Of numbered norms the first and the last belong to the first and the last sublayer, any other to cross-attention.
     - `input_layernorm`, `layernorm_before` open the block; `final_layer_norm`, `layernorm_after` belong
@@ -218,7 +218,7 @@ def _place_norm(norm: str, norms: Sequence[str], present: Sequence[str]) -> str 
     """
     first, last = present[0], present[-1]
     if norm.startswith("post_attention"):
-        closes = any(other.startswith("post_feedforward") for other in norms)
+        closes = any(other.startswith(("pre_feedforward", "pre_mlp", "pre_ff", "post_feedforward")) for other in norms)
         return first if closes else present[1 % len(present)]
     if kind := _role(norm):
         return kind if kind in present else last if kind == "mlp" else first

@@ -2,7 +2,8 @@
 
 A policy takes one gradient norm a layer, n_l, and returns one scale a layer, s_l: 0 freezes the layer, 1 is the user's
 learning rate. A layer *has a gradient* where n_l > 0; P below is the number of such layers. See `Policy` for what a
-rule of your own must keep to; the rules of other methods are in `localopt.peers`.
+rule of your own must keep to; the rules that contain other rules are in `localopt.compose`, those of other methods in
+`localopt.peers`, and all can be imported from here.
 """
 
 from __future__ import annotations
@@ -10,18 +11,44 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from localopt.protocol import Policy, bind, bound, inspect, is_binary, is_constant, load_state, state_tensors
+from localopt.compose import Every, Pinned, RelativeTo, Smoothed
+from localopt.peers import Cyclic, HighestSNR, LayerDecay, RandomLayers
+from localopt.protocol import (
+    Policy,
+    bind,
+    bound,
+    check_count,
+    count_layers,
+    inspect,
+    is_binary,
+    is_constant,
+    load_state,
+    mean_norm,
+    ranks,
+    state_tensors,
+)
 
 __all__ = [
     "AboveMean",
+    "Cyclic",
+    "Every",
     "Fixed",
+    "HighestSNR",
+    "LayerDecay",
+    "Pinned",
     "Policy",
     "Proportional",
+    "Quantile",
+    "RandomLayers",
+    "RelativeTo",
+    "Smoothed",
+    "TopK",
     "bind",
     "inspect",
     "is_binary",
@@ -29,12 +56,6 @@ __all__ = [
     "load_state",
     "state_tensors",
 ]
-
-
-def mean_norm(norms: Tensor) -> Tensor:
-    """Mean of `norms` (L,) over the layers that have a gradient, shape (); 0 if none has."""
-    count = (norms > 0).sum().clamp(min=1)
-    return (norms / count).sum()  # divided first: a sum of large norms could overflow
 
 
 @dataclass(frozen=True)
@@ -54,6 +75,60 @@ class AboveMean:
 
     def __call__(self, norms: Tensor) -> Tensor:
         threshold = torch.minimum(mean_norm(norms), norms.max())
+        return ((norms >= threshold) & (norms > 0)).float()
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Train the layers of the k largest norms: s_l = 1 if at most k - 1 layers come before l, else 0.
+
+    `k` is a number of layers (int) or a share of all L of them (float in (0, 1], rounded to the nearest number, at
+    least 1). The first of equal norms goes first; a layer without a gradient is never chosen, so fewer than k may be.
+    Raises TypeError or ValueError for any other `k`.
+
+    >>> TopK(2)(torch.tensor([3.0, 1.0, 3.0, 3.0]))
+    tensor([1., 0., 1., 0.])
+    >>> TopK(0.25)(torch.tensor([3.0, 1.0, 4.0, 1.0]))
+    tensor([0., 0., 1., 0.])
+    """
+
+    k: int | float
+    binary: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_count(self.k)
+
+    def __call__(self, norms: Tensor) -> Tensor:
+        return ((ranks(norms) < count_layers(self.k, norms.shape[0])) & (norms > 0)).float()
+
+
+@dataclass(frozen=True)
+class Quantile:
+    """Train the layers whose norm is at least the q-quantile: s_l = 1 if n_l >= Q(q) else 0.
+
+    Q(q) is the quantile of the P norms that are not 0, interpolated linearly. With `q=0.75` about a quarter of the
+    layers is trained, with `q=0` every layer that has a gradient, with `q=1` those of the largest norm. Raises
+    ValueError unless 0 <= q <= 1.
+
+    >>> Quantile(0.5)(torch.tensor([1.0, 0.0, 2.0, 3.0]))
+    tensor([0., 0., 1., 1.])
+    """
+
+    q: float
+    binary: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.q <= 1:
+            raise ValueError(f"q must be in [0, 1], not {self.q}")
+
+    def __call__(self, norms: Tensor) -> Tensor:
+        # A norm reaches a value interpolated between two neighbors when it reaches the upper one, so the threshold is
+        # the norm in place ceil(q (P - 1)) of the P. Whole numbers find that place without rounding errors.
+        share = Fraction(self.q).limit_denominator(1_000_000)
+        count = (norms > 0).sum(0, keepdim=True)
+        place = (share.numerator * (count - 1) + share.denominator - 1) // share.denominator
+        zeros_first = norms.shape[0] - count
+        threshold = norms.sort().values.gather(0, (zeros_first + place).clamp(max=norms.shape[0] - 1))
         return ((norms >= threshold) & (norms > 0)).float()
 
 
@@ -96,7 +171,7 @@ class Fixed:
     tensor([0., 1.])
     """
 
-    scales: Mapping[str, float]
+    scales: Mapping[str, float] = field(repr=False)
     constant: ClassVar[bool] = True
     _tensor: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -125,3 +200,7 @@ class Fixed:
 
     def __call__(self, norms: Tensor) -> Tensor:
         return bound(self._tensor, self)
+
+    def __repr__(self) -> str:
+        frozen = sum(scale == 0 for scale in self.scales.values())
+        return f"Fixed({len(self.scales)} layers, {frozen} of them frozen)"

@@ -1,12 +1,14 @@
 """What a policy is: a rule that turns one gradient norm a layer into one learning-rate scale a layer.
 
 Only the call is required, so a plain function is a policy. Everything else is optional and looked up through the
-functions below, which the optimizer and the policies that contain other policies share.
+functions below, which the optimizer and the policies that contain other policies share. `Stateful` and what follows it
+are what policies are built from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -73,14 +75,13 @@ def load_state(policy: Policy, state: Mapping[str, Any]) -> None:
 
     Raises ValueError, before anything is changed, where names or lengths differ.
     """
-    check_state(policy, state)
+    check_state(policy, state_tensors(policy), state)
     if hasattr(policy, "load_state_dict"):
         policy.load_state_dict(state)
 
 
-def check_state(policy: Policy, state: Mapping[str, Any]) -> None:
-    """Raise ValueError unless `state` has the names and lengths of the state of `policy`."""
-    live = state_tensors(policy)
+def check_state(policy: object, live: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Raise ValueError unless `state` has the names and lengths of `live`, the state of `policy`."""
     remedy = "load it with the policy, layers and parameters it was saved with"
     if live.keys() != state.keys():
         raise ValueError(f"saved policy state has {sorted(state)}, {policy!r} keeps {sorted(live)}: {remedy}")
@@ -92,10 +93,26 @@ def check_state(policy: Policy, state: Mapping[str, Any]) -> None:
             )
 
 
-def copy_state(live: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Copy the entries of `state` that `live` names into its tensors, in place."""
-    for key, tensor in live.items():
-        tensor.copy_(torch.as_tensor(state[key], dtype=tensor.dtype))
+@dataclass
+class Stateful:
+    """A policy that remembers: `_state` holds its device tensors, filled by `bind` and updated in place."""
+
+    _state: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The live tensors by name."""
+        return dict(self._state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy `state` (tensors or lists) into the live tensors; ValueError where names or lengths differ."""
+        check_state(self, self.state_dict(), state)
+        for key, tensor in self._state.items():
+            tensor.copy_(torch.as_tensor(state[key], dtype=tensor.dtype))
+
+    def _steps(self, device: torch.device) -> Tensor:
+        """The number of steps taken so far, int64 of shape (1,), on `device`."""
+        steps = self._state.get("steps")
+        return torch.zeros(1, dtype=torch.int64, device=device) if steps is None else steps.to(device)
 
 
 def carry_over(
@@ -106,8 +123,42 @@ def carry_over(
     return torch.tensor([known.get(name, fill) for name in names], dtype=torch.float32, device=device)
 
 
-def bound(tensor: Tensor | None, policy: Policy) -> Tensor:
+def bound(tensor: Tensor | None, policy: object) -> Tensor:
     """`tensor`, or a RuntimeError if `bind` was never called."""
     if tensor is None:
         raise RuntimeError(f"{policy!r} does not know its layers yet: call its bind(names, device) first")
     return tensor
+
+
+def mean_norm(norms: Tensor) -> Tensor:
+    """Mean of `norms` (L,) over the layers that have a gradient, shape (); 0 if none has."""
+    count = (norms > 0).sum().clamp(min=1)
+    return (norms / count).sum()  # divided first: a sum of large norms could overflow
+
+
+def ranks(scores: Tensor) -> Tensor:
+    """The place of each of `scores` (L,), from 0 for the largest to L - 1; the first of equals goes first."""
+    return scores.argsort(descending=True, stable=True).argsort()
+
+
+def check_count(k: int | float) -> None:
+    """Raise unless `k` is an int >= 1 (layers) or a float in (0, 1] (a share of all layers)."""
+    if isinstance(k, bool) or not isinstance(k, (int, float)):
+        raise TypeError(f"k must be a number of layers (int) or a share of them (float), not {k!r}")
+    if isinstance(k, int) and k < 1:
+        raise ValueError(f"k must be at least 1 layer, not {k}")
+    if isinstance(k, float) and not 0 < k <= 1:
+        raise ValueError(f"k as a share of the layers must be in (0, 1], not {k}; for a number of layers give an int")
+
+
+def count_layers(k: int | float, layers: int) -> int:
+    """`k` if it is a number of layers; as a share, the nearest number of `layers`, at least 1."""
+    return k if isinstance(k, int) else max(1, round(k * layers))
+
+
+def check_period(name: str, value: int) -> None:
+    """Raise unless `value` is a number of steps, an int >= 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a number of steps (int), not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1 step, not {value}")

@@ -29,11 +29,10 @@ from localopt.protocol import (
 )
 
 
-@dataclass
 class Composed(Stateful):
     """A policy around another, `policy`: passes on whatever it does not do itself."""
 
-    policy: Policy
+    policy: Policy  # a field of each dataclass below, in the place it wants
 
     @property
     def binary(self) -> bool:
@@ -81,6 +80,7 @@ class Smoothed(Composed):
     tensor([0., 1.])
     """
 
+    policy: Policy
     beta: float
     _names: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
 
@@ -116,6 +116,7 @@ class Every(Composed):
     [[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]
     """
 
+    policy: Policy
     n: int
     _names: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
 
@@ -153,6 +154,7 @@ class Pinned(Composed):
     tensor([1., 0., 1., 0.])
     """
 
+    policy: Policy
     always: str | Sequence[str] = ()
     never: str | Sequence[str] = ()
     _pinned: Tensor | None = field(default=None, init=False, repr=False, compare=False)

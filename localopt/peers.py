@@ -158,15 +158,16 @@ class LayerDecay:
             raise ValueError(
                 f"LayerDecay needs layers in a list of blocks, such as 'model.layers.0'; got {list(names)}"
             )
-        below = [  # how many layers below the top
-            max(blocks.values()) + 1
-            if index is None and _EMBEDDING.search(part)
-            else 0
-            if index is None
-            else blocks[stack] - index
-            for stack, index, part in places
-        ]
-        self._scales = torch.tensor([self.rate**steps for steps in below], dtype=torch.float32, device=device)
+        embeddings = max(blocks.values()) + 1
+
+        def below_top(stack: str, index: int | None, part: str) -> int:
+            if index is not None:
+                return blocks[stack] - index
+            return embeddings if _EMBEDDING.search(part) else 0
+
+        self._scales = torch.tensor(
+            [self.rate ** below_top(*place) for place in places], dtype=torch.float32, device=device
+        )
 
     def __call__(self, norms: Tensor) -> Tensor:
         return bound(self._scales, self)
@@ -195,7 +196,7 @@ class HighestSNR(Stateful):
 
     >>> policy = HighestSNR(0.5)
     >>> policy.bind(["layers.0.mlp", "layers.1.mlp", "norm"], torch.device("cpu"))
-    >>> clear, noisy = torch.tensor([9.0, 1, 1, 0, 0]).diag(), torch.tensor([4.0, 3, 2, 1, 0]).diag()
+    >>> clear, noisy = torch.tensor([9.0, 1, 1, 0, 0]).diag(), torch.tensor([9.0, 6, 3, 1, 0]).diag()
     >>> policy.inspect({"layers.0.mlp": [noisy], "layers.1.mlp": [clear], "norm": [torch.ones(5)]})
     >>> policy(torch.ones(3))
     tensor([0., 1., 1.])
@@ -257,18 +258,14 @@ def _signal_to_noise(weight: Tensor) -> list[float]:
         weight = weight.full_tensor()
     if weight.ndim < 2 or min(weight.shape[-2:]) < 2:
         return []
-    values = (
-        torch.linalg.svdvals(weight.float()).flatten(end_dim=-2)
-        if weight.ndim > 2
-        else torch.linalg.svdvals(weight.float())[None]
-    )
+    values = torch.linalg.svdvals(weight.float()).reshape(-1, min(weight.shape[-2:]))  # descending
     m, n = weight.shape[-2:]
     quartiles = values.quantile(torch.tensor([0.25, 0.75], device=values.device), dim=-1)
     threshold = (quartiles[1] - quartiles[0]) / 1.349 * (1 + math.sqrt(min(m, n) / max(m, n)))
     is_signal = values > threshold[:, None]
     signal, noise = (values * is_signal).sum(-1), (values * ~is_signal).sum(-1)
-    ratios = signal / noise / values[:, 0]
-    return ratios.nan_to_num(nan=0.0, posinf=math.inf).tolist()
+    ratios: list[float] = (signal / noise / values[:, 0]).nan_to_num(nan=0.0, posinf=math.inf).tolist()  # all 0: 0
+    return ratios
 
 
 def _check_seed(seed: int) -> None:
@@ -284,6 +281,7 @@ def _random_scores(seed: int, draw: Tensor, norms: Tensor) -> Tensor:
 
 def _mix(x: _Whole) -> _Whole:
     """A hash of 32-bit words, one to one, by Wellons' hash prospector (nullprogram.com/blog/2018/07/31)."""
+    x = (x + 0x9E3779B9) & _WORD  # else 0 would stay 0
     x = x ^ (x >> 16)
     x = (x * 0x21F0AAAD) & _WORD
     x = x ^ (x >> 15)

@@ -37,7 +37,7 @@ def squared_norm(gradient: Tensor) -> Tensor:
     flat = _flat(gradient)
     if flat.device.type == "cpu":
         return torch.tensor(_square_on_cpu(flat), dtype=torch.float64)
-    norm = torch.linalg.vector_norm(flat, dtype=_accumulator(flat.dtype))
+    norm: Tensor = torch.linalg.vector_norm(flat, dtype=_accumulator(flat.dtype))
     return norm.to(_sum_dtype(flat.device)).square()
 
 
@@ -119,10 +119,10 @@ def _square_on_cpu(flat: Tensor) -> float:
     # A Python float is a float64: adding the chunks up there costs nothing and loses nothing.
     total = 0.0
     if flat.dtype in (torch.float32, torch.float64):
-        for chunk in flat.split(DOT_CHUNK):
+        for chunk in torch.split(flat, DOT_CHUNK):
             total += torch.dot(chunk, chunk).item()
     else:
-        for chunk in flat.split(CAST_CHUNK):
+        for chunk in torch.split(flat, CAST_CHUNK):
             wide = chunk.float()
             total += torch.dot(wide, wide).item()
     return total

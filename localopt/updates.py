@@ -28,7 +28,7 @@ def split_step(
     owners: Sequence[Sequence[int]],
     scales: Sequence[float],
     *,
-    clip: float = 1.0,
+    clip: Tensor | None = None,
     track: bool = False,
 ) -> None:
     """Step ``optimizer`` once with every layer's learning rate multiplied by its scale.
@@ -38,7 +38,7 @@ def split_step(
         groups: those of its parameter groups to step.
         owners: for each group, the layer index of each of its parameters.
         scales: one finite number >= 0 a layer. 0 leaves the layer out, 1 passes the user's ``lr`` on untouched.
-        clip: what gradients are multiplied by first (1: left alone).
+        clip: 0-d tensor that gradients are multiplied by first, or None.
         track: let the state of frozen layers move on while their weights stay as they are, to the bit.
 
     Raises:
@@ -47,15 +47,15 @@ def split_step(
     shown: list[Group] = []
     frozen: list[Tensor] = []
     for group, layers in zip(groups, owners, strict=True):
-        by_scale: dict[float, list[int]] = {}
+        parts: dict[tuple[float, bool], list[int]] = {}
         for position, (parameter, layer) in enumerate(zip(group["params"], layers, strict=True)):
             scale = scales[layer]
             if scale == 0.0 and track and parameter.grad is not None:
                 frozen.append(parameter)
                 scale = 1.0
             if scale != 0.0:
-                by_scale.setdefault(scale, []).append(position)
-        shown.extend(_part(group, positions, scale) for scale, positions in by_scale.items())
+                parts.setdefault((scale, _starts(optimizer, group, parameter)), []).append(position)
+        shown.extend(_part(group, positions, scale) for (scale, _), positions in parts.items())
     if not shown:
         return
     kept = [parameter.detach().clone() for parameter in frozen]
@@ -84,6 +84,12 @@ def _part(group: Group, positions: Sequence[int], scale: float) -> Group:
     return part
 
 
+def _starts(optimizer: Optimizer, group: Group, parameter: Tensor) -> bool:
+    # Fused SGD takes one look at a group to tell a first step, and fails where only some buffers exist.
+    fresh = type(optimizer) is torch.optim.SGD and group["fused"] and group["momentum"] != 0
+    return bool(fresh and optimizer.state.get(parameter, {}).get("momentum_buffer") is None)
+
+
 @contextmanager
 def _showing(optimizer: Optimizer, groups: list[Group]) -> Iterator[None]:
     users = optimizer.param_groups
@@ -95,23 +101,25 @@ def _showing(optimizer: Optimizer, groups: list[Group]) -> Iterator[None]:
 
 
 @contextmanager
-def _clipping(optimizer: Optimizer, groups: Sequence[Group], clip: float) -> Iterator[None]:
+def _clipping(optimizer: Optimizer, groups: Sequence[Group], clip: Tensor | None) -> Iterator[None]:
     gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-    if clip == 1.0 or not gradients:
+    # On a CPU the factor can be looked at for free, and most steps of a healthy run do not clip.
+    if clip is None or not gradients or (clip.device.type == "cpu" and clip == 1):
         yield
     elif type(optimizer) in FUSED_TYPES and all(group.get("fused") for group in groups):
-        optimizer.grad_scale = torch.full((), 1.0 / clip, device=gradients[0].device)  # type: ignore[attr-defined]
+        optimizer.grad_scale = clip.reciprocal()  # type: ignore[attr-defined]
         try:
             yield
         finally:
             del optimizer.grad_scale  # type: ignore[attr-defined]
     else:
-        dense = [gradient for gradient in gradients if not gradient.is_sparse]
-        if dense:
-            torch._foreach_mul_(dense, clip)
-        for gradient in gradients:
-            if gradient.is_sparse:
-                gradient.mul_(clip)
+        for device in {gradient.device for gradient in gradients}:
+            factor = clip.to(device, non_blocking=True)
+            here = [gradient for gradient in gradients if gradient.device == device]
+            torch._foreach_mul_([gradient for gradient in here if not gradient.is_sparse], factor)
+            for gradient in here:
+                if gradient.is_sparse:
+                    gradient.mul_(factor)
         yield
 
 

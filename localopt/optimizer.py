@@ -1,0 +1,341 @@
+"""Scales -> updates: the optimizer a user puts into a training loop.
+
+One step is the method in five lines:
+
+    norms  = layer_norms(gradients)          one norm a layer, one pass
+    scales = policy(norms)                   0 freezes a layer, 1 is the user's learning rate
+    finite = all norms are finite            else nothing is updated
+    clip   = min(1, max_grad_norm / norm of the gradients of the layers with scale > 0)
+    the wrapped optimizer steps every layer with scale > 0, at lr * scale
+
+"Frozen" means no update at all. Scaling or zeroing the *gradient* would not do: Adam is nearly invariant to its scale,
+and its momentum and weight decay move the weights even where it is zero.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import StateDict
+
+from localopt.checks import refuse_at_construction, refuse_scales
+from localopt.fused import can_fuse, fused_step
+from localopt.layers import Layers
+from localopt.naming import lay_out, parameter_names, weights_by_layer
+from localopt.norms import layer_norms, segments
+from localopt.policies import AboveMean
+from localopt.protocol import Policy, bind, check_state, inspect, is_binary, is_constant, load_state, state_tensors
+from localopt.report import Report
+from localopt.updates import split_step
+from localopt.wrapper import OptimizerWrapper
+
+# Where policy state travels in a checkpoint: a key of the first parameter group, the one place that torch, distributed
+# checkpoints, accelerate and Trainer all keep, and that a bare optimizer ignores.
+STATE_KEY = "localopt"
+
+
+class LocalizedOptimizer(OptimizerWrapper):
+    r"""Wrap a torch optimizer so that each step updates only, or mostly, the layers with large gradient norms.
+
+    Gradient localization (Fernandez, Bisk and Strubell 2024, arXiv 2411.04448): with N_l the gradient norm of layer l
+    and s = policy(N), layer l is stepped with learning rate s_l * lr, and not at all where s_l = 0.
+
+    Args:
+        optimizer: any torch optimizer; it keeps its parameters, groups and state, and this object shows them as its
+            own. LBFGS and ``differentiable=True`` cannot be localized.
+        model: gives the parameters their names; not needed if the optimizer was built from
+            ``model.named_parameters()``. Only a weak reference is kept.
+        policy: maps norms (L,) to scales (L,); see :mod:`localopt.policies`.
+        layers: what a layer is: ``"sublayer"`` (attention and MLP of a block apart), ``"block"``, ``"parameter"``, or a
+            function from parameter name to layer name.
+        max_grad_norm: clip the gradients of the layers that are updated to this global norm, as ``clip_grad_norm_``
+            over those would. The gradients' values after the step are then unspecified. ``math.inf`` clips nothing.
+        frozen_state: ``"hold"``: moments and step count of a frozen layer stay as they are. ``"track"``: they move on
+            as if the layer were trained, its weights do not. ``"drop"``: layers frozen by a constant policy have none.
+        nonfinite: what to do when a layer's norm is NaN or infinite. ``"skip"``: the step changes nothing and is
+            counted. ``"raise"``: FloatingPointError naming the layers; waits for the device every step.
+
+    A policy whose scales never change (``Fixed``) needs no norms, so none are taken and a NaN passes as it would pass
+    the bare optimizer, unless ``max_grad_norm`` or ``nonfinite="raise"`` asks for them. A step whose gradients are all
+    zero is a step of the bare optimizer: nothing is frozen and no policy state moves.
+
+    Raises:
+        ValueError, TypeError: at construction, for anything that cannot work, with what to use instead.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        >>> optimizer = LocalizedOptimizer(optimizer, model)
+        >>> model(torch.ones(8, 4)).square().mean().backward()
+        >>> optimizer.step()
+        >>> optimizer.report().names
+        ('0', '2')
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        model: nn.Module | None = None,
+        policy: Policy = AboveMean(),
+        *,
+        layers: Layers = "sublayer",
+        max_grad_norm: float | None = None,
+        frozen_state: Literal["hold", "track", "drop"] = "hold",
+        nonfinite: Literal["skip", "raise"] = "skip",
+    ) -> None:
+        refuse_at_construction(optimizer, policy, max_grad_norm, frozen_state, nonfinite)
+        super().__init__(optimizer)
+        self.policy = policy
+        self.layers = layers
+        self.max_grad_norm = max_grad_norm
+        self.frozen_state = frozen_state
+        self.nonfinite = nonfinite
+        self._model = weakref.ref(model) if model is not None else None
+        self._names = parameter_names(self.param_groups, model)
+        self._layout = lay_out(self._names, model, layers)
+        self._norms: Tensor | None = None
+        self._scales: Tensor | None = None
+        self._skipped = torch.zeros((), dtype=torch.int64)
+        self._warned_all_frozen = False
+        self._bind()
+        inspect(policy, weights_by_layer(self._layout, self.param_groups))
+        self._drop_frozen_state()
+
+    # -- one step -----------------------------------------------------------------------------------------------------
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update the layers the policy chooses; return the closure's loss, if there is one.
+
+        Raises:
+            FloatingPointError: ``nonfinite="raise"`` and a norm is NaN or infinite; nothing was changed.
+            ValueError: the policy returned something that is not one finite scale >= 0 a layer; nothing was changed.
+                (Where fused kernels run on a device the values are only checked by :meth:`report`.)
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._layout.check(self.param_groups)
+        if self._device() != self._home:
+            self._bind()
+        if is_constant(self.policy) and self.max_grad_norm is None and self.nonfinite == "skip":
+            self._norms, self._scales = None, self._constant_scales()
+            self._step_on_host(self._scales.tolist(), clip=None)
+        else:
+            gradients = [parameter.grad for group in self.param_groups for parameter in group["params"]]
+            self._norms = layer_norms(gradients, self._segments)
+            finite = self._norms.isfinite().all()
+            if self.nonfinite == "raise" and not finite:
+                self._raise_nonfinite(self._norms)
+            self._scales = self._choose(self._norms, finite)
+            self._step(self._norms, self._scales, finite)
+        self.mark_stepped(self.inner)
+        return loss
+
+    def _choose(self, norms: Tensor, finite: Tensor) -> Tensor:
+        """Ask the policy for the scales (L,), by tensor operations only."""
+        counts = finite & norms.any()
+        state = state_tensors(self.policy)
+        before = {key: tensor.clone() for key, tensor in state.items()}
+        # A step that does not count (non-finite, or all zero) still runs the policy, on harmless norms, and its state
+        # is put back: to decide on the host would be to wait for the device.
+        scales = self._checked(self.policy(torch.where(counts, norms, 1.0)))
+        for key, tensor in state.items():
+            tensor.copy_(torch.where(counts, tensor, before[key]))
+        return torch.where(counts, scales, 1.0)
+
+    def _step(self, norms: Tensor, scales: Tensor, finite: Tensor) -> None:
+        """Step every layer by its scale: on the device where fused kernels can, else after reading the scales once."""
+        clip = None if self.max_grad_norm is None else _clip_factor(norms, scales, self.max_grad_norm)
+        self._skipped += ~finite
+        track = self.frozen_state == "track"
+        on_device = [i for i, group in enumerate(self.param_groups) if can_fuse(self.inner, group)]
+        on_host = [i for i in range(len(self.param_groups)) if i not in on_device]
+        if on_host:
+            *numbers, all_finite = torch.cat([scales, finite.reshape(1)]).tolist()
+            if not all_finite:
+                return
+            self._step_on_host(numbers, clip, on_host)
+        idle = (~finite | (scales == 0) & (not track)).float()
+        for i in on_device:
+            fused_step(
+                self.inner,
+                self.param_groups[i],
+                self._layout.owners[i],
+                scales,
+                idle=idle,
+                binary=is_binary(self.policy) and not track,
+                clip=clip,
+            )
+
+    def _step_on_host(self, scales: Sequence[float], clip: Tensor | None, groups: Sequence[int] | None = None) -> None:
+        refuse_scales(self.policy, self._layout.names, scales)
+        if not any(scales) and not self._warned_all_frozen:
+            self._warned_all_frozen = True
+            warnings.warn(
+                f"{self.policy!r} froze every layer although there are gradients: nothing was updated in this step. "
+                "This is reported once.",
+                stacklevel=4,
+            )
+        chosen = range(len(self.param_groups)) if groups is None else groups
+        split_step(
+            self.inner,
+            [self.param_groups[i] for i in chosen],
+            [self._layout.owners[i] for i in chosen],
+            scales,
+            clip=clip,
+            track=self.frozen_state == "track",
+        )
+
+    def report(self) -> Report:
+        """Say what the last step did. Waits for the device.
+
+        Raises:
+            RuntimeError: there was no step yet.
+            ValueError: the policy returned a scale that is not finite and >= 0.
+        """
+        if self._scales is None:
+            raise RuntimeError("report() tells what the last step did, and there was none yet: call step() first")
+        names, scales = self._layout.names, tuple(self._scales.tolist())
+        refuse_scales(self.policy, names, scales)
+        weights = weights_by_layer(self._layout, self.param_groups)
+        sizes = [sum(parameter.numel() for parameter in weights[name]) for name in names]
+        norms = None if self._norms is None else tuple(self._norms.tolist())
+        updated = [i for i, scale in enumerate(scales) if scale > 0]
+        return Report(
+            names=names,
+            norms=norms,
+            scales=scales,
+            total_norm=None if norms is None else math.hypot(*(norms[i] for i in updated)),
+            share_updated=sum(sizes[i] for i in updated) / max(1, sum(sizes)),
+            skipped_steps=int(self._skipped),
+        )
+
+    # -- layers and policy --------------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters; they are named by the model, or given as ``(name, parameter)`` pairs."""
+        given = param_group["params"]
+        pairs = [given] if isinstance(given, Tensor) else list(given)
+        tensors = [pair[1] if isinstance(pair, tuple) else pair for pair in pairs]
+        group = {"params": tensors}
+        if any(isinstance(pair, tuple) for pair in pairs):
+            group["param_names"] = [pair[0] for pair in pairs]
+        model = None if self._model is None or "param_names" in group else self._model()
+        names = parameter_names([group], model)
+        # torch wants names on all groups or on none.
+        named = any("param_names" in other for other in self.param_groups)
+        self.inner.add_param_group(
+            {**param_group, "params": list(zip(names[0], tensors, strict=True)) if named else tensors}
+        )
+        self._names = [*self._names, *names]
+        self._layout = lay_out(self._names, model, self.layers)
+        self._bind()
+
+    def _device(self) -> torch.device:
+        parameters = (parameter for group in self.param_groups for parameter in group["params"])
+        return next(parameters, torch.zeros(())).device
+
+    def _bind(self) -> None:
+        """Tell the policy its layers, and put what lives on the device where the parameters are (they may move)."""
+        self._home = self._device()
+        self._segments = segments(self._layout.flat(), len(self._layout.names), self._home)
+        self._skipped = self._skipped.to(self._home)
+        bind(self.policy, self._layout.names, self._home)
+        self._store_policy_state()
+
+    def _constant_scales(self) -> Tensor:
+        return self._checked(self.policy(torch.ones(len(self._layout.names))))
+
+    def _checked(self, scales: Tensor) -> Tensor:
+        count = len(self._layout.names)
+        if not isinstance(scales, Tensor) or scales.shape != (count,):
+            got = f"shape {tuple(scales.shape)}" if isinstance(scales, Tensor) else type(scales).__name__
+            raise ValueError(f"{self.policy!r} returned {got}; a policy returns one scale a layer, shape ({count},)")
+        return scales.to(device=self._home, dtype=torch.float32)
+
+    def _raise_nonfinite(self, norms: Tensor) -> None:
+        pairs = zip(self._layout.names, norms.tolist(), strict=True)
+        bad = ", ".join(f"{name} ({norm:g})" for name, norm in pairs if not math.isfinite(norm))
+        raise FloatingPointError(f"gradient norm of {bad} is not finite; nothing was updated")
+
+    def _drop_frozen_state(self) -> None:
+        if self.frozen_state == "drop":
+            scales = dict(zip(self._layout.names, self._constant_scales().tolist(), strict=True))
+            for name, parameters in weights_by_layer(self._layout, self.param_groups).items():
+                if scales[name] == 0:
+                    self.drop_state(parameters)
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> StateDict:
+        """Return the wrapped optimizer's state; a policy's state stands in its first group, under "localopt"."""
+        self._store_policy_state()
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        """Load what :meth:`state_dict` returned, or the state of a bare optimizer (a policy with state starts anew).
+
+        Raises:
+            ValueError: saved for other parameters, layers or another policy; nothing was changed.
+        """
+        self._check_saved(state_dict["param_groups"][0].get(STATE_KEY))
+        super().load_state_dict(state_dict)
+        saved = self.param_groups[0].pop(STATE_KEY, None)
+        if saved is not None and state_tensors(self.policy):
+            load_state(self.policy, saved["state"])
+        self._store_policy_state()
+        self._drop_frozen_state()
+
+    def _store_policy_state(self) -> None:
+        state = state_tensors(self.policy)
+        if state:
+            self.param_groups[0][STATE_KEY] = {
+                "policy": repr(self.policy),
+                "layers": list(self._layout.names),
+                "state": {key: tensor.tolist() for key, tensor in state.items()},
+            }
+
+    def _check_saved(self, saved: dict[str, Any] | None) -> None:
+        if not state_tensors(self.policy):
+            if saved is not None:
+                warnings.warn(
+                    f"the checkpoint holds the state of {saved['policy']}, which {self.policy!r} does not use",
+                    stacklevel=3,
+                )
+        elif saved is None:
+            warnings.warn(f"the checkpoint holds no policy state: {self.policy!r} starts anew", stacklevel=3)
+        else:
+            if saved["layers"] != list(self._layout.names):
+                raise ValueError(
+                    "the checkpoint was saved for other layers: only there "
+                    f"{sorted(set(saved['layers']) - set(self._layout.names))}, only here "
+                    f"{sorted(set(self._layout.names) - set(saved['layers']))}"
+                )
+            check_state(self.policy, saved["state"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_model": None}  # a weak reference does not travel
+
+    def __repr__(self) -> str:
+        return f"LocalizedOptimizer({self.policy!r}, {len(self._layout.names)} layers) of {self.inner!r}"
+
+
+def _clip_factor(norms: Tensor, scales: Tensor, max_norm: float) -> Tensor:
+    """What ``torch.nn.utils.clip_grad_norm_`` over the layers that are updated would multiply by, 0-d float32."""
+    total = torch.where(scales > 0, norms, 0.0).square().sum().sqrt()
+    return (max_norm / (total + 1e-6)).clamp(max=1.0)

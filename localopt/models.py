@@ -1,0 +1,150 @@
+"""A model's name -> a plain causal language model and its tokenizer, and back to a folder.
+
+Weights are read from safetensors or GGUF files alone; pickled ones (`pytorch_model.bin`) run code when opened and are
+refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from localopt.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PICKLED = "its weights are pickled, and opening them would run code: save it again with model.save_pretrained(folder)"
+
+
+def load_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model by hub id, local folder, or GGUF file (its weights are expanded to `dtype`).
+
+    The model is in eval mode, on the CPU, with every weight in `dtype`. A tokenizer without a padding token pads with
+    its end-of-sequence token.
+
+    Raises:
+        InputError: no such file, folder or model; no network and not in the cache; only pickled weights; weights
+            missing or damaged; not a causal language model; a GGUF file without the `gguf` package.
+    """
+    path = Path(name)
+    if path.is_dir():
+        _check_folder(path)
+        model, tokenizer = _load(name, dtype=dtype)
+    elif path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"{name}: no such GGUF file: check the path.")
+        model, tokenizer = _load(str(path.parent), dtype=dtype, gguf_file=path.name)
+        model = _without_quantization(model)
+    elif path.exists():
+        raise InputError(f"{name}: is neither a model folder nor a .gguf file: name the folder that has config.json.")
+    else:
+        model, tokenizer = _load(name, dtype=dtype, local_files_only=not _on_hub(name))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.train(False), tokenizer
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Save both to `folder` (safetensors), whole or not at all: written next to it, then renamed.
+
+    Raises:
+        InputError: `folder` exists and is not empty; it cannot be written (no space left, no permission).
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: exists and is not empty: name a new folder, or remove this one.")
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    except Exception as error:  # OSError, or what safetensors makes of one
+        raise InputError(f"{folder}: the model cannot be saved there: {error}.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _load(source: str, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Ask transformers for both; whatever goes wrong with files from outside is about the input."""
+    weights: dict[str, Any] = {} if "gguf_file" in options else {"use_safetensors": True}
+    shown = f"{source}/{options['gguf_file']}" if "gguf_file" in options else source
+    try:
+        model, report = cast(Any, AutoModelForCausalLM).from_pretrained(
+            source, output_loading_info=True, **weights, **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, **{k: v for k, v in options.items() if k != "dtype"})
+    except ImportError as error:
+        needs = "the gguf package (pip install gguf)" if "gguf" in str(error).lower() else str(error)
+        raise InputError(f"{shown}: reading this model needs {needs}.") from error
+    except Exception as error:
+        raise InputError(f"{shown}: cannot be loaded as a causal language model: {error}") from error
+    if report["missing_keys"]:
+        some = ", ".join(sorted(report["missing_keys"])[:3])
+        raise InputError(
+            f"{shown}: {len(report['missing_keys'])} weights are missing ({some}, ...): the files are not those of a "
+            f"{type(model).__name__}, or incomplete."
+        )
+    return model, tokenizer
+
+
+def _without_quantization(model: PreTrainedModel) -> PreTrainedModel:
+    """The same weights in a model that does not know it came from a quantized file, so that it can be saved."""
+    config = copy.deepcopy(model.config)
+    del config.quantization_config
+    plain: PreTrainedModel = cast(Any, AutoModelForCausalLM).from_config(config, dtype=model.dtype)
+    plain.load_state_dict(model.state_dict())
+    plain.generation_config = model.generation_config
+    return plain
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: has no config.json, so it is not a model saved by transformers: check the path.")
+    if any(folder.glob("*.safetensors")):
+        return
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+        raise InputError(f"{folder}: {PICKLED}.")
+    raise InputError(f"{folder}: has no *.safetensors file: the weights are missing.")
+
+
+def _on_hub(name: str) -> bool:
+    """Whether the hub can be asked for this model; False where only the local cache can answer.
+
+    Asking once beforehand tells an unknown model from a missing network, without transformers' minute of retries.
+    """
+    try:
+        info = HfApi().model_info(name, timeout=10)
+    except HFValidationError:
+        raise InputError(f"{name}: no such file or folder, and no hub id (owner/model) either: check it.") from None
+    except RepositoryNotFoundError:
+        raise InputError(
+            f"{name}: no such file or folder, and no such model on the hub (or it is private or gated: log in with "
+            "`hf auth login`)."
+        ) from None
+    except Exception as error:
+        if _is_cached(name):
+            return False
+        raise InputError(
+            f"{name}: no such file or folder, not in the local cache, and the hub cannot be reached "
+            f"({type(error).__name__}): check the name and the network, or give a folder or a GGUF file."
+        ) from error
+    files = [sibling.rfilename for sibling in info.siblings or []]
+    if not any(file.endswith(".safetensors") for file in files):
+        raise InputError(f"{name}: has no safetensors weights on the hub; if there are others, {PICKLED}.")
+    return True
+
+
+def _is_cached(name: str) -> bool:
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)

@@ -223,9 +223,10 @@ def _place_norm(norm: str, norms: Sequence[str], present: Sequence[str]) -> str 
     if kind := _role(norm):
         return kind if kind in present else last if kind == "mlp" else first
     if number := _NUMBER.search(norm):
-        highest = max(int(found[1]) for other in norms if (found := _NUMBER.search(other)))
-        middle = "cross_attention" if "cross_attention" in present else last
-        return first if number[1] in "01" else last if int(number[1]) == highest else middle
+        numbers = {found[1] for other in norms if (found := _NUMBER.search(other))}
+        if number[1] == min(numbers) and number[1] in "01":
+            return first
+        return last if number[1] == max(numbers) or "cross_attention" not in present else "cross_attention"
     if _FIRST_NORM.search(norm):
         return first
     return last if _LAST_NORM.search(norm) else None

@@ -1,0 +1,116 @@
+"""Model + probe + reference -> LayerTrace: the layers that new knowledge lives in.
+
+For an example x and a layer l let g_l(x) be the gradient of the loss for the layer's parameters, and over a set D
+
+    N_l(D) = mean over x in D of ||g_l(x)||        R_l = N_l(probe) / N_l(reference)
+
+R_l is the *relative gradient norm* of Fernandez, Bisk and Strubell 2024 (arXiv 2411.04448).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from operator import length_hint
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
+
+from localopt import __version__
+from localopt.errors import InputError
+from localopt.examples import one_by_one
+from localopt.layer_trace import LayerTrace
+from localopt.layers import Layers, partition
+from localopt.measure import Average, Loss, average_norms, borrowed, refuse_wrapped
+
+__all__ = ["LayerTrace", "trace_layers"]
+
+
+def trace_layers(
+    model: nn.Module,
+    probe: Iterable[Any],
+    reference: Iterable[Any],
+    *,
+    layers: Layers = "sublayer",
+    average: Average = "norms",
+    loss: Loss | None = None,
+    progress: bool = False,
+) -> LayerTrace:
+    """Measure each layer's gradient norm on ``probe`` and on ``reference``, one example at a time.
+
+    The model is run in evaluation mode and given back as it was: training modes, gradients, hooks and random state.
+    Every gradient is measured and dropped as soon as it is finished, so tracing needs the memory of the weights and of
+    one example's activations, and not that of the gradients.
+
+    Parameters with ``requires_grad=False`` are left out, and so are layers made of nothing else: a peft model is traced
+    on its adapters, a model someone froze on what is still trained. Parameters without a gradient count as 0, and a
+    weight used in several places counts once, with its whole gradient.
+
+    Args:
+        model: any module, on one device or several; not wrapped by DDP, FSDP or DeepSpeed.
+        probe: knowledge to take in, the loss on the salient span only. An iterable, read once and never held, of
+            examples (mapping with ``input_ids`` and ``labels``, both lists or tensors of shape (T,); -100 where no loss
+            is taken) or of batches (whatever the model takes). A batch of B rows counts as B examples.
+        reference: what to compare with: ordinary text with the loss on every token, as in the paper, or knowledge that
+            must not be lost. Same form.
+        layers: what a layer is; see :func:`localopt.layers.partition`.
+        average: ``"norms"`` for the mean of the examples' norms, ``"gradients"`` for the norm of their mean gradient,
+            which needs memory for one float32 gradient of the whole model.
+        loss: ``loss(model, batch)`` -> scalar tensor; None for the ``loss`` the model itself returns.
+        progress: show a bar with the remaining time on standard error.
+
+    Raises:
+        InputError: a set is empty, or an example has no loss, no labelled token, or a loss or gradient that is not
+            finite; the message names the example.
+        ValueError: the model is wrapped, has nothing to train, or uses reentrant checkpointing on a shared weight.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        >>> def squared_error(model, batch):
+        ...     return (model(batch[0]) - batch[1]).square().mean()
+        >>> probe, reference = [[(torch.randn(4, 2), torch.randn(4, 1))] for _ in range(2)]
+        >>> trace = trace_layers(model, probe, reference, loss=squared_error)
+        >>> trace.layers, trace.metadata["probe_examples"]
+        (('0', '1'), 4)
+    """
+    if average not in ("norms", "gradients"):
+        raise ValueError(f"average must be 'norms' or 'gradients', not {average!r}")
+    if probe is reference and isinstance(probe, Iterator):
+        raise ValueError("probe and reference are the same iterator, which can be read only once: give two")
+    refuse_wrapped(model, "trace")
+    layer_of = partition((name for name, _ in model.named_parameters()), layers)
+    trained = {name: layer_of[name] for name, p in model.named_parameters() if p.requires_grad}
+    if not trained:
+        raise ValueError("no parameter of the model requires a gradient: call model.requires_grad_(True) first")
+    columns = TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not progress)
+    with borrowed(model), bar:
+        # Both sets are opened first: an empty reference should not cost a pass over the probe.
+        sets = {"probe": (probe, _opened(probe, "probe")), "reference": (reference, _opened(reference, "reference"))}
+        norms, counts = {}, {}
+        for of, (items, opened) in sets.items():
+            examples = one_by_one(bar.track(opened, total=length_hint(items) or None, description=of), of)
+            norms[of], counts[of] = average_norms(model, examples, trained, average=average, loss=loss, of=of)
+    metadata = {
+        "model": getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__,
+        "partition": layers if isinstance(layers, str) else "custom",
+        "average": average,
+        "probe_examples": counts["probe"],
+        "reference_examples": counts["reference"],
+        "dtype": ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})),
+        "localopt": __version__,
+        "torch": torch.__version__,
+    }
+    return LayerTrace(tuple(dict.fromkeys(trained.values())), norms["probe"], norms["reference"], metadata)
+
+
+def _opened(items: Iterable[Any], of: str) -> Iterator[Any]:
+    iterator = iter(items)
+    try:
+        first = next(iterator)
+    except StopIteration:
+        raise InputError(f"the {of} is empty: there is nothing to trace") from None
+    return chain([first], iterator)

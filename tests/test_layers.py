@@ -18,6 +18,9 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from localopt.layers import canonical, locate, partition
 
@@ -48,7 +51,7 @@ def written(partition_: dict[str, str]) -> str:
         stack, index, part = locate(layer)
         prefix = "" if index is None else f"{stack}.{index}."
         text = textwrap.fill(" ".join(name.removeprefix(prefix) for name in names), 116, break_on_hyphens=False)
-        blocks.setdefault((stack, index), []).append(f"{part}\n{textwrap.indent(text, '  ')}")
+        blocks.setdefault((stack, index), []).append(f"{part or '(whole)'}\n{textwrap.indent(text, '  ')}")
     lines = ["\n".join(blocks.pop(("", None), []))]
     for (stack, sublayers), equal in groupby(blocks.items(), key=lambda block: (block[0][0], block[1])):
         indices = ", ".join(str(index) for (_, index), _ in equal)
@@ -191,6 +194,27 @@ def test_a_compiled_model_has_the_same_layers(llama: nn.Module) -> None:
     assert isinstance(compiled, nn.Module)
     assert names_of(compiled)[0].startswith("_orig_mod.")
     assert list(partition(names_of(compiled)).values()) == list(partition(names_of(llama)).values())
+
+
+def test_distributed_wrappers_leave_the_layers_as_they_are(tmp_path: Path) -> None:
+    model = nn.Transformer(8, 2, 1, 2, 16, batch_first=True)
+    before = list(partition(names_of(model)).values())
+    for i, block in enumerate(model.decoder.layers):
+        model.decoder.layers[i] = checkpoint_wrapper(block)
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        replicated = nn.parallel.DistributedDataParallel(model)
+        assert list(partition(names_of(replicated)).values()) == before
+        sharded = FullyShardedDataParallel(
+            model,
+            device_id=torch.device("cpu"),
+            use_orig_params=True,
+            auto_wrap_policy=ModuleWrapPolicy({nn.TransformerEncoderLayer, nn.TransformerDecoderLayer}),
+        )
+        assert any("_fsdp_wrapped_module" in name for name in names_of(sharded))
+        assert set(partition(names_of(sharded)).values()) == set(before)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_lora_adapters_fall_in_the_layers_of_what_they_adapt() -> None:

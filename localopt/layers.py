@@ -50,8 +50,8 @@ def partition(names: Iterable[str], layers: Layers = "sublayer") -> dict[str, st
     """The layer of every parameter, in the order given.
 
     Args:
-        names: parameter names as `model.named_parameters()` gives them; wrapper prefixes are seen through. Pass all names
-            of a model, frozen ones too: what else a block holds tells where its norms belong.
+        names: parameter names as `model.named_parameters()` gives them; wrapper prefixes are seen through. Pass all
+            names of a model, frozen ones too: what else a block holds tells where its norms belong.
         layers: `"sublayer"` (attention and MLP of each block apart), `"block"` (whole blocks), `"parameter"` (every
             parameter its own layer), or a function from the canonical parameter name to a layer name.
 

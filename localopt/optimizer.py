@@ -189,7 +189,7 @@ class LocalizedOptimizer(OptimizerWrapper):
             warnings.warn(
                 f"{self.policy!r} froze every layer although there are gradients: nothing was updated in this step. "
                 "This is reported once.",
-                stacklevel=4,
+                stacklevel=6,  # past the decorators of step, to the line that called it
             )
         chosen = range(len(self.param_groups)) if groups is None else groups
         split_step(
@@ -326,7 +326,7 @@ class LocalizedOptimizer(OptimizerWrapper):
                     f"{sorted(set(saved['layers']) - set(self._layout.names))}, only here "
                     f"{sorted(set(self._layout.names) - set(saved['layers']))}"
                 )
-            check_state(self.policy, saved["state"])
+            check_state(self.policy, state_tensors(self.policy), saved["state"])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_model": None}  # a weak reference does not travel

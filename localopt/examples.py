@@ -41,7 +41,7 @@ def one_by_one(items: Iterable[Any], of: str = "examples") -> Iterator[Batch]:
         if rows is None:
             raise InputError(
                 f"item {position} (from 0) of the {of} is a {type(item).__name__}, which is neither an example nor a "
-                "batch: give a mapping with input_ids, or whatever the model takes as a mapping, a tuple or a tensor with rows"
+                "batch: give a mapping with input_ids, or what the model takes as a mapping, tuple or tensor with rows"
             )
         if rows == 1:
             yield batch

@@ -182,7 +182,7 @@ class LayerTrace:
         """Return a table for :func:`rich.print`: norms, R, and what TGL + FP and TGL + ALR make of them."""
         name = self.metadata.get("model", "")
         table = Table(title=f"{name}: relative gradient norms" if name else "relative gradient norms")
-        table.add_column("layer")
+        table.add_column("layer", no_wrap=True)
         for title in ("probe", "reference", "relative", "FP trains", "ALR"):
             table.add_column(title, justify="center" if title == "FP trains" else "right")
         fixed, adaptive = self.frozen_parameters().scales, self.adaptive_learning_rates().scales

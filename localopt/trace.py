@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from localopt import __version__
@@ -85,9 +85,7 @@ def trace_layers(
     trained = {name: layer_of[name] for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
         raise ValueError("no parameter of the model requires a gradient: call model.requires_grad_(True) first")
-    columns = TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not progress)
-    with borrowed(model), bar:
+    with borrowed(model), _bar(progress) as bar:
         # Both sets are opened first: an empty reference should not cost a pass over the probe.
         sets = {"probe": (probe, _opened(probe, "probe")), "reference": (reference, _opened(reference, "reference"))}
         norms, counts = {}, {}
@@ -105,6 +103,12 @@ def trace_layers(
         "torch": torch.__version__,
     }
     return LayerTrace(tuple(dict.fromkeys(trained.values())), norms["probe"], norms["reference"], metadata)
+
+
+def _bar(shown: bool) -> Progress:
+    columns = TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn()
+    remaining = TimeRemainingColumn(elapsed_when_finished=True)
+    return Progress(*columns, remaining, console=Console(stderr=True), disable=not shown)
 
 
 def _opened(items: Iterable[Any], of: str) -> Iterator[Any]:

@@ -1,13 +1,11 @@
-"""Pictures: which layers, and learning against forgetting.
-
-Figures are made with matplotlib's object interface, so nothing here needs a display or changes global state.
-"""
+"""Layers -> a picture of one value a layer: blocks times sublayers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from matplotlib import colormaps
@@ -25,6 +23,9 @@ _COLORS = ListedColormap(colormaps["RdBu_r"](np.linspace(0.08, 0.92, 256)))
 _INK = "#333333"
 _SMALL, _NORMAL = 8, 9  # points
 _GAP = 0.5  # cells between a stack and what stands beside it
+
+
+_Color: TypeAlias = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -84,19 +85,17 @@ def heat_map(
     figure = Figure((max(width * cell + 2.4, 3.6), len(rows) * height + 1.5), layout="constrained")
     axes = figure.add_subplot(xlim=(0, width), ylim=(len(rows), 0))
     colors = _colors(values.values(), center)
+    dots = min(5.0, 14 * cell)  # points
     for stack in stacks:
         for column in stack.columns:
             for row, layer in column.layers.items():
                 top, tall = (0, len(rows)) if row is None else (rows.index(row), 1)
-                face = colors.to_rgba(values[layer]) if math.isfinite(values[layer]) else "#bbbbbb"
-                axes.add_patch(
-                    Rectangle(
-                        (column.left, top), 1, tall, facecolor=face, edgecolor="#999999", linewidth=0.5, clip_on=False
-                    )
-                )
+                color = _face(colors, values[layer])
+                box = (column.left, top), 1, tall
+                axes.add_patch(Rectangle(*box, facecolor=color, edgecolor="#999999", linewidth=0.5, clip_on=False))
                 if layer in marked:
-                    size = min(5.0, 14 * cell)
-                    axes.plot(column.left + 0.5, top + tall / 2, "o", color=_INK, markersize=size, markeredgewidth=0)
+                    dot = _INK if _is_light(color) else "white"
+                    axes.plot(column.left + 0.5, top + tall / 2, "o", color=dot, markersize=dots, markeredgewidth=0)
     _name(axes, stacks, rows)
     _legend(figure, axes, colors, center, label, mark if marked else "")
     if title:
@@ -141,6 +140,18 @@ def _colors(values: Iterable[float], center: float) -> ScalarMappable:
     # A little on both sides, so that the center is neutral even where all values lie on one side of it.
     low, high = min([*finite, center - spread / 10]), max([*finite, center + spread / 10])
     return ScalarMappable(TwoSlopeNorm(center, low, high), _COLORS)
+
+
+def _face(colors: ScalarMappable, value: float) -> _Color:
+    if not math.isfinite(value):
+        return 0.75, 0.75, 0.75
+    red, green, blue, _ = colors.to_rgba(np.array([value]))[0]
+    return float(red), float(green), float(blue)
+
+
+def _is_light(color: _Color) -> bool:
+    red, green, blue = color
+    return 0.3 * red + 0.6 * green + 0.1 * blue > 0.45
 
 
 def _name(axes: Axes, stacks: Sequence[_Stack], rows: Sequence[str]) -> None:

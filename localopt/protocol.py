@@ -133,8 +133,7 @@ def bound(tensor: Tensor | None, policy: object) -> Tensor:
 
 def mean_norm(norms: Tensor) -> Tensor:
     """Mean of `norms` (L,) over the layers that have a gradient, shape (); 0 if none has."""
-    count = (norms > 0).sum().clamp(min=1)
-    return (norms / count).sum()  # divided first: a sum of large norms could overflow
+    return norms.sum() / (norms > 0).sum().clamp(min=1)
 
 
 def ranks(scores: Tensor) -> Tensor:

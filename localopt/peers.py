@@ -130,7 +130,7 @@ class LayerDecay:
     `Pinned(LayerDecay(rate), always="classifier.*")`.
 
     The layer-wise decay of ELECTRA (Clark et al. 2020, arXiv 2003.10555, appendix B) and BEiT (Bao et al. 2022, arXiv
-    2106.08254), with the depths of BEiT's code; both use rates from 0.65 to 0.9. Raises ValueError unless
+    2106.08254), with the depths of BEiT's code; rates from 0.65 to 0.9 are usual. Raises ValueError unless
     0 < rate <= 1, and when bound to layers none of which is in a list of blocks.
 
     >>> policy = LayerDecay(0.5)
@@ -183,7 +183,7 @@ class HighestSNR(Stateful):
         SNR = (sum of sigma_i > threshold) / (sum of sigma_i <= threshold) / sigma_1
 
     IQR is the interquartile range; the threshold is the upper edge of the Marchenko-Pastur distribution as in the
-    code of Spectrum (Hartford et al. 2024, arXiv 2406.06623, section 3), which this follows. A layer's SNR is the mean
+    code of Spectrum (Hartford et al. 2024, arXiv 2406.06623), which this follows. A layer's SNR is the mean
     over its matrices (stacked experts count one by one), and layers are ranked among those of the same kind: `fraction`
     of the attentions, of the MLPs, ... of each stack of blocks is trained, rounded to the nearest number, at least one.
     Layers outside the blocks, and those without a matrix, are always trained.

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from localopt.protocol import bind, inspect, is_binary, is_constant, load_state,
 
 CPU = torch.device("cpu")
 NAMES = ("a", "b", "c", "d", "e")
-STATEFUL = {
+STATEFUL: dict[str, Callable[[], Policy]] = {
     "Smoothed": lambda: Smoothed(AboveMean(), beta=0.8),
     "Every": lambda: Every(AboveMean(), n=4),
     "RandomLayers": lambda: RandomLayers(2, every=3, seed=5),

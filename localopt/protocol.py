@@ -65,7 +65,7 @@ def is_constant(policy: Policy) -> bool:
     return bool(getattr(policy, "constant", False))
 
 
-def state_tensors(policy: object) -> dict[str, Tensor]:
+def state_tensors(policy: Policy) -> dict[str, Tensor]:
     """The live tensors `policy` updates in place, by name; empty for a policy without state."""
     return dict(policy.state_dict()) if hasattr(policy, "state_dict") else {}
 
@@ -75,14 +75,13 @@ def load_state(policy: Policy, state: Mapping[str, Any]) -> None:
 
     Raises ValueError, before anything is changed, where names or lengths differ.
     """
-    check_state(policy, state)
+    check_state(policy, state_tensors(policy), state)
     if hasattr(policy, "load_state_dict"):
         policy.load_state_dict(state)
 
 
-def check_state(policy: object, state: Mapping[str, Any]) -> None:
-    """Raise ValueError unless `state` has the names and lengths of the state of `policy`."""
-    live = state_tensors(policy)
+def check_state(policy: object, live: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Raise ValueError unless `state` has the names and lengths of `live`, the state of `policy`."""
     remedy = "load it with the policy, layers and parameters it was saved with"
     if live.keys() != state.keys():
         raise ValueError(f"saved policy state has {sorted(state)}, {policy!r} keeps {sorted(live)}: {remedy}")
@@ -106,7 +105,7 @@ class Stateful:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy `state` (tensors or lists) into the live tensors; ValueError where names or lengths differ."""
-        check_state(self, state)
+        check_state(self, self.state_dict(), state)
         for key, tensor in self._state.items():
             tensor.copy_(torch.as_tensor(state[key], dtype=tensor.dtype))
 

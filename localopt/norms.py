@@ -15,10 +15,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# A float32 dot product over more elements than this loses digits, and a converted half-precision chunk has to stay in
-# cache. Both sizes are elements.
-DOT_CHUNK = 1 << 18
-CAST_CHUNK = 1 << 16
+# A float32 dot product over much more than a row loses digits; rows are added up in float64. Half-precision gradients
+# are widened a chunk at a time, in a buffer that is small enough to stay in cache. Both sizes are elements.
+ROW = 1 << 12
+CHUNK = 1 << 19
 
 
 def squared_norm(gradient: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def squared_norm(gradient: Tensor) -> Tensor:
     """
     flat = _flat(gradient)
     if flat.device.type == "cpu":
-        return torch.tensor(_square_on_cpu(flat), dtype=torch.float64)
+        return torch.tensor(_square_on_cpu(flat, _buffer()), dtype=torch.float64)
     norm: Tensor = torch.linalg.vector_norm(flat, dtype=_accumulator(flat.dtype))
     return norm.to(_sum_dtype(flat.device)).square()
 
@@ -98,7 +98,8 @@ def reference_layer_norms(gradients: Sequence[Tensor | None], layer_of: Sequence
 def _squares(gradients: Sequence[Tensor | None], home: torch.device) -> Tensor:
     """Sum of squares of every gradient, then one zero for the padding: shape (T + 1,) on ``home``."""
     if all(gradient is None or gradient.device.type == "cpu" for gradient in gradients):
-        values = [0.0 if gradient is None else _square_on_cpu(_flat(gradient)) for gradient in gradients]
+        buffer = _buffer()
+        values = [0.0 if gradient is None else _square_on_cpu(_flat(gradient), buffer) for gradient in gradients]
         return torch.tensor([*values, 0.0], dtype=torch.float64).to(home)
     zero = torch.zeros((), dtype=_sum_dtype(home), device=home)
     slots = [zero] * (len(gradients) + 1)
@@ -115,17 +116,23 @@ def _squares(gradients: Sequence[Tensor | None], home: torch.device) -> Tensor:
     return torch.stack(slots)
 
 
-def _square_on_cpu(flat: Tensor) -> float:
-    # A Python float is a float64: adding the chunks up there costs nothing and loses nothing.
-    total = 0.0
+def _square_on_cpu(flat: Tensor, buffer: Tensor) -> float:
     if flat.dtype in (torch.float32, torch.float64):
-        for chunk in torch.split(flat, DOT_CHUNK):
-            total += torch.dot(chunk, chunk).item()
-    else:
-        for chunk in torch.split(flat, CAST_CHUNK):
-            wide = chunk.float()
-            total += torch.dot(wide, wide).item()
-    return total
+        return _dot(flat)
+    # A Python float is a float64: adding the chunks up there costs nothing and loses nothing.
+    return sum(_dot(buffer[: chunk.numel()].copy_(chunk)) for chunk in torch.split(flat, CHUNK))
+
+
+def _dot(flat: Tensor) -> float:
+    """Return flat . flat: a batch of dot products over rows, then what is left of the last row."""
+    whole = flat.numel() // ROW * ROW
+    rows = flat[:whole].view(-1, 1, ROW)
+    body = torch.bmm(rows, rows.transpose(1, 2)).sum(dtype=torch.float64).item() if whole else 0.0
+    return float(body + torch.dot(flat[whole:], flat[whole:]).item())
+
+
+def _buffer() -> Tensor:
+    return torch.empty(CHUNK, dtype=torch.float32)
 
 
 def _flat(gradient: Tensor) -> Tensor:

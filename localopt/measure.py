@@ -48,7 +48,7 @@ def average_norms(
         A float32 CPU tensor of shape (L,), layers in the order in which ``layer_of`` first names them.
 
     Raises:
-        InputError: an example has no loss, no labelled token, or a loss or gradient that is not finite.
+        InputError: an example has no loss, no labeled token, or a loss or gradient that is not finite.
     """
     layers = list(dict.fromkeys(layer_of.values()))
     sums: dict[str, Tensor] = {}
@@ -148,7 +148,7 @@ def _check_loss(value: Any, example: Batch, where: str) -> None:
         labels = example.get("labels") if isinstance(example, Mapping) else None
         # The first token of a causal model is never predicted, so a label there is none.
         if isinstance(labels, Tensor) and labels.dim() > 1 and bool((labels[..., 1:] == -100).all()):
-            raise InputError(f"{where}: no token is labelled (every label that counts is -100), so there is no loss")
+            raise InputError(f"{where}: no token is labeled (every label that counts is -100), so there is no loss")
         raise InputError(f"{where}: the loss is {value.item()}")
     if not value.requires_grad:
         raise InputError(f"{where}: the loss does not depend on any parameter that requires a gradient")

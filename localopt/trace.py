@@ -63,7 +63,7 @@ def trace_layers(
         progress: show a bar with the remaining time on standard error.
 
     Raises:
-        InputError: a set is empty, or an example has no loss, no labelled token, or a loss or gradient that is not
+        InputError: a set is empty, or an example has no loss, no labeled token, or a loss or gradient that is not
             finite; the message names the example.
         ValueError: the model is wrapped, has nothing to train, or uses reentrant checkpointing on a shared weight.
 

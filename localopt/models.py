@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from localopt.errors import InputError
@@ -41,6 +43,8 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTraine
     elif path.suffix == ".gguf":
         if not path.is_file():
             raise InputError(f"{name}: no such GGUF file: check the path.")
+        if find_spec("gguf") is None:
+            raise InputError(f"{name}: reading GGUF files needs the gguf package: pip install gguf.")
         model, tokenizer = _load(str(path.parent), dtype=dtype, gguf_file=path.name)
         model = _without_quantization(model)
     elif path.exists():
@@ -70,7 +74,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
-    except Exception as error:  # OSError, or what safetensors makes of one
+    except (OSError, SafetensorError) as error:
         raise InputError(f"{folder}: the model cannot be saved there: {error}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -85,9 +89,6 @@ def _load(source: str, **options: Any) -> tuple[PreTrainedModel, PreTrainedToken
             source, output_loading_info=True, **weights, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(source, **{k: v for k, v in options.items() if k != "dtype"})
-    except ImportError as error:
-        needs = "the gguf package (pip install gguf)" if "gguf" in str(error).lower() else str(error)
-        raise InputError(f"{shown}: reading this model needs {needs}.") from error
     except Exception as error:
         raise InputError(f"{shown}: cannot be loaded as a causal language model: {error}") from error
     if report["missing_keys"]:

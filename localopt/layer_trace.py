@@ -105,7 +105,7 @@ class LayerTrace:
         """
         refuse_wrapped(model, "freeze")
         parameters = dict(model.named_parameters())
-        layer_of = partition(parameters, self._partition(layers))
+        layer_of = partition(parameters, self.partition(layers))
         trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
         self.check({layer_of[name] for name in trained} | (set(self.layers) & set(layer_of.values())))
         scales = self.frozen_parameters().scales
@@ -120,7 +120,8 @@ class LayerTrace:
             parameters[name].requires_grad_(False).grad = None
         return kept
 
-    def _partition(self, layers: Layers | None) -> Layers:
+    def partition(self, layers: Layers | None = None) -> Layers:
+        """Return how the layers were split, to pass on as ``layers=``; a function has to be given again."""
         if layers is not None:
             return layers
         how: Layers = self.metadata.get("partition", "sublayer")

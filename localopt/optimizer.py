@@ -245,6 +245,7 @@ class LocalizedOptimizer(OptimizerWrapper):
         self._names = [*self._names, *names]
         self._layout = lay_out(self._names, model, self.layers)
         self._bind()
+        inspect(self.policy, weights_by_layer(self._layout, self.param_groups))
 
     def _device(self) -> torch.device:
         parameters = (parameter for group in self.param_groups for parameter in group["params"])

@@ -193,8 +193,8 @@ class Fixed:
         if missing or unknown:
             raise ValueError(
                 f"Fixed needs one scale for each layer of the optimizer. Layers without a scale: {missing}. "
-                f"Scales without a layer: {unknown}. To set a few layers by pattern, use "
-                "Pinned(policy, always=[...], never=[...])"
+                f"Scales without a layer: {unknown}. Frozen parameters are no layers of a trace, so leave them out of "
+                "the optimizer too; to set a few layers by pattern, use Pinned(policy, always=[...], never=[...])"
             )
         self._tensor = torch.tensor([self.scales[name] for name in names], dtype=torch.float32, device=device)
 

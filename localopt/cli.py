@@ -1,0 +1,188 @@
+"""The command line: ``localopt demo``, ``trace``, ``train``, ``eval``.
+
+Every mistake in the input is one message on standard error and exit code 2; results go to standard output, progress to
+standard error.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from localopt.errors import InputError
+
+app = typer.Typer(
+    help="Keep a language model up to date: find the layers new knowledge lives in, train those, leave the rest alone.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out_console = Console()
+err_console = Console(stderr=True)
+
+Model = Annotated[str, typer.Argument(help="Hub id, local folder, or GGUF file.", metavar="MODEL")]
+Probes = Annotated[
+    list[str] | None,
+    typer.Option("--probe", help="Probe file to score, as often as you like.", metavar="NAME=FILE"),
+]
+Reference = Annotated[
+    Path | None, typer.Option(help="What the model should keep: ordinary text, or a probe file of facts.")
+]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path | None, typer.Option(help="New folder for the tables, pictures and JSON.")] = None,
+    seed: Annotated[int, typer.Option(help="Another seed is another world.")] = 0,
+) -> None:
+    """Watch it work in three minutes, offline: a small world whose facts change, and a model that has to keep up."""
+    from localopt.demo import run_demo
+
+    run_demo(out, seed=seed, console=out_console)
+
+
+@app.command()
+def trace(
+    model: Model,
+    probe: Annotated[Path, typer.Option(help="Knowledge to take in: a probe file.")],
+    reference: Annotated[Path, typer.Option(help="Ordinary text, or a probe file of facts to keep.")],
+    out: Annotated[Path, typer.Option(help="Trace file to write (safetensors).")],
+    plot: Annotated[Path | None, typer.Option(help="Also draw a heat map, to this picture file.")] = None,
+    layers: Annotated[str, typer.Option(help="What a layer is: sublayer, block or parameter.")] = "sublayer",
+    limit: Annotated[int | None, typer.Option(help="Use at most this many examples of each file.", min=1)] = None,
+    seq_len: Annotated[int, typer.Option(help="Tokens of a piece of text, and the most a probe may have.")] = 256,
+) -> None:
+    """Find the layers new knowledge lives in: gradient norms on the probe, relative to the reference."""
+    from localopt.models import load_model
+    from localopt.plots import check_picture
+    from localopt.probes import encode, read_probes, read_reference
+    from localopt.trace import trace_layers
+
+    _refuse_existing(out, plot)
+    if plot is not None:
+        check_picture(plot)
+    if layers not in ("sublayer", "block", "parameter"):
+        raise InputError(f"--layers must be sublayer, block or parameter, not {layers!r}.")
+    probes = _evenly(read_probes(probe), limit)
+    network, tokenizer = load_model(model)
+    examples = encode(probes, tokenizer, seq_len)
+    references = _evenly(read_reference(reference, tokenizer, seq_len), limit)
+    result = trace_layers(_placed(network), examples, references, layers=layers, progress=True)  # type: ignore[arg-type]
+    result.save(out)
+    out_console.print(result.table())
+    err_console.print(f"trace: {out}")
+    if plot is not None:
+        result.plot(plot)
+        err_console.print(f"heat map: {plot}")
+
+
+@app.command()
+def train(
+    model: Model,
+    corpus: Annotated[list[Path], typer.Option(help="Text or JSON lines with `text`; as often as you like.")],
+    out: Annotated[Path, typer.Option(help="New folder: checkpoints, scores, picture, and the model in OUT/model.")],
+    method: Annotated[str, typer.Option(help="full, freeze (TGL+FP), rescale (TGL+ALR) or online.")] = "online",
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Trace file: for freeze and rescale; online then divides norms by its reference."),
+    ] = None,
+    probe: Probes = None,
+    reference: Reference = None,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-5,
+    epochs: Annotated[int, typer.Option(help="Passes over the corpus.")] = 3,
+    batch_size: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
+    seq_len: Annotated[int, typer.Option(help="Tokens a sequence.")] = 256,
+    bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16 autocast; weights stay float32.")] = False,
+    seed: Annotated[int, typer.Option(help="Order of the sequences, and dropout.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT, if there is one.")] = False,
+) -> None:
+    """Continue a model's pretraining on new text, scoring it before, after every epoch and at the end."""
+    from localopt.layer_trace import LayerTrace
+    from localopt.models import load_model
+    from localopt.probes import read_corpus
+    from localopt.results import history_table, save_picture
+    from localopt.scoring import read_sets
+    from localopt.train import Settings
+    from localopt.train import train as run
+
+    settings = Settings(method, lr, epochs, batch_size, seq_len, bf16, seed)
+    texts = [text for path in corpus for text in read_corpus(path)]
+    sets = read_sets(probe or [], reference)
+    loaded = None if trace is None else LayerTrace.load(trace)
+    network, tokenizer = load_model(model)
+    history = run(network, tokenizer, texts, out, settings, trace=loaded, sets=sets, resume=resume, progress=True)
+    if sets:
+        out_console.print(history_table(history))
+    picture = save_picture(history, out / "learning-forgetting.png")
+    if picture is None and sets:
+        err_console.print("no picture: learning against forgetting needs --probe and --reference")
+    written = [out / "model", out / "history.json", *([] if picture is None else [picture])]
+    err_console.print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Model,
+    probe: Probes = None,
+    reference: Reference = None,
+    batch_size: Annotated[int, typer.Option(help="Examples scored at a time.", min=1)] = 8,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Score a model: loss and perplexity of the probes' spans, and the share of answers ranked first."""
+    from localopt.models import load_model
+    from localopt.scoring import read_sets, score_sets, score_table, scores_to_json
+
+    sets = read_sets(probe or [], reference)
+    if not sets:
+        raise InputError("nothing to score: give --probe NAME=FILE or --reference FILE.")
+    network, tokenizer = load_model(model)
+    scores = score_sets(_placed(network), tokenizer, sets, batch_size=batch_size, progress=True)
+    if as_json:
+        print(scores_to_json(scores))
+    else:
+        out_console.print(score_table(scores, title=model))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; what ``localopt`` calls."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one for every file, among ours
+    try:
+        app(arguments)
+    except (InputError, OSError) as error:  # OSError: no space left, no permission, a file that vanished
+        err_console.print(f"localopt: {error}", style="red", markup=False, soft_wrap=True)
+        raise SystemExit(2) from None
+
+
+def _placed(network: Any) -> Any:
+    """Put a model on the accelerator, if there is one."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return network if accelerator is None else network.to(accelerator)
+
+
+def _evenly(items: list[Any], limit: int | None) -> list[Any]:
+    """At most ``limit`` of the items, spaced evenly: files are often sorted by topic."""
+    if limit is None or limit >= len(items):
+        return items
+    return [items[i * len(items) // limit] for i in range(limit)]
+
+
+def _refuse_existing(*paths: Path | None) -> None:
+    for path in paths:
+        if path is not None and path.exists():
+            raise InputError(f"{path}: exists already: name a new file, or remove this one.")
+        if path is not None and not path.parent.is_dir():
+            raise InputError(f"{path}: there is no folder {path.parent}: make it first.")
+        if path is not None and not os.access(path.parent, os.W_OK):
+            raise InputError(f"{path}: {path.parent} cannot be written to: name another folder.")
+
+
+if __name__ == "__main__":
+    main()

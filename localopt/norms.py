@@ -125,10 +125,16 @@ def _square_on_cpu(flat: Tensor, buffer: Tensor) -> float:
 
 def _dot(flat: Tensor) -> float:
     """Return flat . flat: a batch of dot products over rows, then what is left of the last row."""
-    whole = flat.numel() // ROW * ROW
-    rows = flat[:whole].view(-1, 1, ROW)
-    body = torch.bmm(rows, rows.transpose(1, 2)).sum(dtype=torch.float64).item() if whole else 0.0
-    return float(body + torch.dot(flat[whole:], flat[whole:]).item())
+    left = flat.numel() % ROW
+    whole = flat.numel() - left
+    total = 0.0
+    if whole:
+        rows = (flat[:whole] if left else flat).view(-1, 1, ROW)
+        total = torch.bmm(rows, rows.transpose(1, 2)).sum(dtype=torch.float64).item()
+    if left:
+        rest = flat[whole:] if whole else flat
+        total += torch.dot(rest, rest).item()
+    return total
 
 
 def _buffer() -> Tensor:
@@ -136,13 +142,12 @@ def _buffer() -> Tensor:
 
 
 def _flat(gradient: Tensor) -> Tensor:
-    gradient = gradient.detach()
     if gradient.is_sparse:
         # Uncoalesced entries of one index have to be added before they are squared.
         gradient = gradient.coalesce().values()
     if gradient.is_complex():
         gradient = torch.view_as_real(gradient.resolve_conj())
-    return gradient.reshape(-1)
+    return gradient.detach().reshape(-1)
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:

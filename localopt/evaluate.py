@@ -103,7 +103,7 @@ def evaluate(
     """
     if not probes:
         raise InputError("there are no probes to evaluate: give at least one.")
-    limit = max_length or _positions(model)
+    limit = max_length or positions(model)
     losses = span_losses(model, encode(probes, tokenizer, limit), batch_size=batch_size, progress=progress)
     asked = torch.tensor([probe.answer is not None for probe in probes])
     ranked_first = losses.exact[asked].double().mean().item() if asked.any() else None
@@ -120,7 +120,7 @@ def evaluate_text(
     progress: bool = False,
 ) -> Score:
     """Score a causal language model on ordinary text, packed into chunks of `length` tokens (`probes.encode_text`)."""
-    limit = _positions(model)
+    limit = positions(model)
     examples = encode_text(texts, tokenizer, min(length, limit) if limit else length)
     return _score(span_losses(model, examples, batch_size=batch_size, progress=progress), None)
 
@@ -150,7 +150,7 @@ def margins(
             raise InputError(f'{probe.source}: a margin needs "distractors", a list of other answers.')
         sizes.append(1 + len(distractors))
         candidates += [completion(probe.prompt, answer, probe.source) for answer in (probe.answer, *distractors)]
-    examples = encode(candidates, tokenizer, max_length or _positions(model))
+    examples = encode(candidates, tokenizer, max_length or positions(model))
     losses = torch.split(span_losses(model, examples, batch_size=batch_size, progress=progress).nll, sizes)
     values = tuple((nll[1:].mean() - nll[0]).item() for nll in losses)
     return Margins(values, tuple(bool((nll[1:] > nll[0]).all()) for nll in losses))
@@ -175,14 +175,20 @@ def span_losses(
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i]["input_ids"]))
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     device = next(model.parameters()).device
-    extra = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    takes = inspect.signature(model.forward).parameters
     console = Console(stderr=True)
+    hidden = not progress or not console.is_terminal  # a bar that vanishes would leave empty lines in a log
     with _reading(model):
-        for batch in track(batches, "evaluating", console=console, disable=not progress, transient=True):
+        for batch in track(batches, "evaluating", console=console, disable=hidden, transient=True):
             ids, labels, attention = (part.to(device) for part in _pad([examples[i] for i in batch]))
-            logits = model(input_ids=ids, attention_mask=attention, **extra).logits
-            # The logits at position t predict token t + 1. Sums are taken on the CPU: the same on every run.
-            targets = labels[:, 1:]
+            # The logits at position t predict token t + 1. Only positions labeled in some row go through the head.
+            columns = (labels[:, 1:] != IGNORED).any(0).nonzero().flatten()
+            targets = labels[:, columns + 1]
+            options = {"use_cache": False, "logits_to_keep": columns}
+            options = {name: value for name, value in options.items() if name in takes}
+            logits = model(input_ids=ids, attention_mask=attention, **options).logits
+            logits = logits if "logits_to_keep" in options else logits[:, columns]
+            # Sums are taken on the CPU: the same on every run.
             for where in torch.split((targets != IGNORED).nonzero(), POSITIONS):
                 row, column = where.unbind(1)
                 scores, wanted = logits[row, column].float(), targets[row, column]
@@ -212,9 +218,10 @@ def _pad(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
     return stack(ids, 0), labels, stack([torch.ones_like(i) for i in ids], 0)
 
 
-def _positions(model: nn.Module) -> int | None:
-    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    return int(positions) if positions else None
+def positions(model: nn.Module) -> int | None:
+    """The longest text a model can read, in tokens; None where its configuration does not say."""
+    longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return int(longest) if longest else None
 
 
 @contextmanager

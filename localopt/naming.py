@@ -75,6 +75,25 @@ def parameter_names(groups: Sequence[Group], model: nn.Module | None) -> list[li
     return [[known[id(parameter)] for parameter in group["params"]] for group in groups]
 
 
+def unpack(param_group: Group) -> Group:
+    """Return a copy of a group about to be added to an optimizer, its (name, parameter) pairs taken apart.
+
+    Raises:
+        TypeError: its parameters are a set, which has no certain order.
+        ValueError: some parameters are given with a name and some without.
+    """
+    given = param_group["params"]
+    if isinstance(given, set):
+        raise TypeError("parameters must come in the same order in every run, so not as a set: pass a list")
+    entries = [given] if isinstance(given, Tensor) else list(given)
+    names = [entry[0] for entry in entries if isinstance(entry, tuple)]
+    if len(names) not in (0, len(entries)):
+        raise ValueError(f"{len(names)} of {len(entries)} parameters are given with a name: name all of them or none")
+    if not names:
+        return {**param_group, "params": entries}
+    return {**param_group, "params": [entry[1] for entry in entries], "param_names": names}
+
+
 def lay_out(names: Sequence[Sequence[str]], model: nn.Module | None, layers: Layers) -> Layout:
     """Return the layers of the named parameters.
 

@@ -28,7 +28,7 @@ from torch.optim.optimizer import StateDict
 from localopt.checks import refuse_at_construction, refuse_scales
 from localopt.fused import can_fuse, fused_step
 from localopt.layers import Layers
-from localopt.naming import lay_out, parameter_names, weights_by_layer
+from localopt.naming import Layout, lay_out, parameter_names, unpack, weights_by_layer
 from localopt.norms import layer_norms, segments
 from localopt.policies import AboveMean
 from localopt.protocol import Policy, bind, check_state, inspect, is_binary, is_constant, load_state, state_tensors
@@ -64,7 +64,7 @@ class LocalizedOptimizer(OptimizerWrapper):
 
     A policy whose scales never change (``Fixed``) needs no norms, so none are taken and a NaN passes as it would pass
     the bare optimizer, unless ``max_grad_norm`` or ``nonfinite="raise"`` asks for them. A step whose gradients are all
-    zero is a step of the bare optimizer: nothing is frozen and no policy state moves.
+    zero is a step of the bare optimizer: no policy state moves, and only a constant policy freezes anything.
 
     Raises:
         ValueError, TypeError: at construction, for anything that cannot work, with what to use instead.
@@ -98,14 +98,11 @@ class LocalizedOptimizer(OptimizerWrapper):
         self.frozen_state = frozen_state
         self.nonfinite = nonfinite
         self._model = weakref.ref(model) if model is not None else None
-        self._names = parameter_names(self.param_groups, model)
-        self._layout = lay_out(self._names, model, layers)
         self._norms: Tensor | None = None
         self._scales: Tensor | None = None
         self._skipped = torch.zeros((), dtype=torch.int64)
         self._warned_all_frozen = False
-        self._bind()
-        inspect(policy, weights_by_layer(self._layout, self.param_groups))
+        self._lay_out(parameter_names(self.param_groups, model))
         self._drop_frozen_state()
 
     # -- one step -----------------------------------------------------------------------------------------------------
@@ -132,9 +129,9 @@ class LocalizedOptimizer(OptimizerWrapper):
         self._layout.check(self.param_groups)
         if self._device() != self._home:
             self._bind()
-        if is_constant(self.policy) and self.max_grad_norm is None and self.nonfinite == "skip":
-            self._norms, self._scales = None, self._constant_scales()
-            self._step_on_host(self._scales.tolist(), clip=None)
+        if self._constant is not None and self.max_grad_norm is None and self.nonfinite == "skip":
+            self._norms, self._scales = None, self._constant
+            self._step_on_host(self._constant.tolist(), clip=None)
         else:
             gradients = [parameter.grad for group in self.param_groups for parameter in group["params"]]
             self._norms = layer_norms(gradients, self._segments)
@@ -156,14 +153,18 @@ class LocalizedOptimizer(OptimizerWrapper):
         scales = self._checked(self.policy(torch.where(counts, norms, 1.0)))
         for key, tensor in state.items():
             tensor.copy_(torch.where(counts, tensor, before[key]))
-        return torch.where(counts, scales, 1.0)
+        if self._constant is None:
+            scales = torch.where(counts, scales, 1.0)
+        return torch.where(finite, scales, 0.0)
 
     def _step(self, norms: Tensor, scales: Tensor, finite: Tensor) -> None:
         """Step every layer by its scale: on the device where fused kernels can, else after reading the scales once."""
         clip = None if self.max_grad_norm is None else _clip_factor(norms, scales, self.max_grad_norm)
         self._skipped += ~finite
         track = self.frozen_state == "track"
-        on_device = [i for i, group in enumerate(self.param_groups) if can_fuse(self.inner, group)]
+        # The kernels make state for every layer they are shown, the frozen ones too.
+        may_fuse = self.frozen_state != "drop"
+        on_device = [i for i, group in enumerate(self.param_groups) if may_fuse and can_fuse(self.inner, group)]
         on_host = [i for i in range(len(self.param_groups)) if i not in on_device]
         if on_host:
             *numbers, all_finite = torch.cat([scales, finite.reshape(1)]).tolist()
@@ -227,25 +228,46 @@ class LocalizedOptimizer(OptimizerWrapper):
 
     # -- layers and policy --------------------------------------------------------------------------------------------
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters; they are named by the model, or given as ``(name, parameter)`` pairs."""
-        given = param_group["params"]
-        pairs = [given] if isinstance(given, Tensor) else list(given)
-        tensors = [pair[1] if isinstance(pair, tuple) else pair for pair in pairs]
-        group = {"params": tensors}
-        if any(isinstance(pair, tuple) for pair in pairs):
-            group["param_names"] = [pair[0] for pair in pairs]
-        model = None if self._model is None or "param_names" in group else self._model()
-        names = parameter_names([group], model)
-        # torch wants names on all groups or on none.
-        named = any("param_names" in other for other in self.param_groups)
-        self.inner.add_param_group(
-            {**param_group, "params": list(zip(names[0], tensors, strict=True)) if named else tensors}
-        )
-        self._names = [*self._names, *names]
-        self._layout = lay_out(self._names, model, self.layers)
+    def _lay_out(self, names: list[list[str]]) -> None:
+        """Sort the named parameters into layers, and introduce these to the policy."""
+        self._layout: Layout = lay_out(names, self._live_model(), self.layers)
+        self._names: list[list[str]] = names
         self._bind()
         inspect(self.policy, weights_by_layer(self._layout, self.param_groups))
+        self._read_policy()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters; they are given as ``(name, parameter)`` pairs, or named by the model.
+
+        Raises:
+            ValueError, TypeError: they have no names, torch refuses them or the policy does not know their layers;
+                nothing was changed.
+        """
+        group = unpack(param_group)
+        [names] = parameter_names([group], None if "param_names" in group else self._live_model())
+        # torch wants names on all groups or on none.
+        if "param_names" in self.param_groups[0]:
+            group.setdefault("param_names", names)
+        else:
+            group.pop("param_names", None)
+        self.inner.add_param_group(group)
+        before = self._names, self._layout
+        try:
+            self._lay_out([*self._names, names])
+        except Exception:
+            self.param_groups.pop()
+            self._names, self._layout = before
+            self._bind()
+            raise
+
+    def _live_model(self) -> nn.Module | None:
+        return None if self._model is None else self._model()
+
+    def _read_policy(self) -> None:
+        """Keep on the host what a policy says for good, so that no step has to wait for it, and what it remembers."""
+        ones = torch.ones(len(self._layout.names), device=self._home)
+        self._constant = self._checked(self.policy(ones)).cpu() if is_constant(self.policy) else None
+        self._store_policy_state()
 
     def _device(self) -> torch.device:
         parameters = (parameter for group in self.param_groups for parameter in group["params"])
@@ -257,10 +279,6 @@ class LocalizedOptimizer(OptimizerWrapper):
         self._segments = segments(self._layout.flat(), len(self._layout.names), self._home)
         self._skipped = self._skipped.to(self._home)
         bind(self.policy, self._layout.names, self._home)
-        self._store_policy_state()
-
-    def _constant_scales(self) -> Tensor:
-        return self._checked(self.policy(torch.ones(len(self._layout.names))))
 
     def _checked(self, scales: Tensor) -> Tensor:
         count = len(self._layout.names)
@@ -275,8 +293,8 @@ class LocalizedOptimizer(OptimizerWrapper):
         raise FloatingPointError(f"gradient norm of {bad} is not finite; nothing was updated")
 
     def _drop_frozen_state(self) -> None:
-        if self.frozen_state == "drop":
-            scales = dict(zip(self._layout.names, self._constant_scales().tolist(), strict=True))
+        if self.frozen_state == "drop" and self._constant is not None:
+            scales = dict(zip(self._layout.names, self._constant.tolist(), strict=True))
             for name, parameters in weights_by_layer(self._layout, self.param_groups).items():
                 if scales[name] == 0:
                     self.drop_state(parameters)
@@ -299,7 +317,7 @@ class LocalizedOptimizer(OptimizerWrapper):
         saved = self.param_groups[0].pop(STATE_KEY, None)
         if saved is not None and state_tensors(self.policy):
             load_state(self.policy, saved["state"])
-        self._store_policy_state()
+        self._read_policy()
         self._drop_frozen_state()
 
     def _store_policy_state(self) -> None:

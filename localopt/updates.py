@@ -116,10 +116,7 @@ def _clipping(optimizer: Optimizer, groups: Sequence[Group], clip: Tensor | None
         for device in {gradient.device for gradient in gradients}:
             factor = clip.to(device, non_blocking=True)
             here = [gradient for gradient in gradients if gradient.device == device]
-            torch._foreach_mul_([gradient for gradient in here if not gradient.is_sparse], factor)
-            for gradient in here:
-                if gradient.is_sparse:
-                    gradient.mul_(factor)
+            torch._foreach_mul_([g._values() if g.is_sparse else g for g in here], factor)
         yield
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``localopt demo``, ``trace``, ``train``, ``eval``.
+"""The command line: ``localopt demo``, ``eval``, ``trace``, ``train``.
 
 Every mistake in the input is one message on standard error and exit code 2; results go to standard output, progress to
 standard error.
@@ -27,10 +27,13 @@ err_console = Console(stderr=True)
 Model = Annotated[str, typer.Argument(help="Hub id, local folder, or GGUF file.", metavar="MODEL")]
 Probes = Annotated[
     list[str] | None,
-    typer.Option("--probe", help="Probe file to score, as often as you like.", metavar="NAME=FILE"),
+    typer.Option(
+        "--probe", help="Probe file to score, and what to call it; may be given several times.", metavar="NAME=FILE"
+    ),
 ]
 Reference = Annotated[
-    Path | None, typer.Option(help="What the model should keep: ordinary text, or a probe file of facts.")
+    Path | None,
+    typer.Option(help="What the model should keep: ordinary text, or a probe file of facts.", metavar="FILE"),
 ]
 
 
@@ -48,19 +51,25 @@ def demo(
 @app.command()
 def trace(
     model: Model,
-    probe: Annotated[Path, typer.Option(help="Knowledge to take in: a probe file.")],
-    reference: Annotated[Path, typer.Option(help="Ordinary text, or a probe file of facts to keep.")],
-    out: Annotated[Path, typer.Option(help="Trace file to write (safetensors).")],
-    plot: Annotated[Path | None, typer.Option(help="Also draw a heat map, to this picture file.")] = None,
+    probe: Annotated[Path, typer.Option(help="Knowledge to take in: a probe file.", metavar="FILE")],
+    reference: Annotated[Path, typer.Option(help="Ordinary text, or a probe file of facts to keep.", metavar="FILE")],
+    out: Annotated[Path, typer.Option(help="Trace file to write (safetensors).", metavar="FILE")],
+    plot: Annotated[Path | None, typer.Option(help="Also draw a heat map, to this picture.", metavar="FILE")] = None,
     layers: Annotated[str, typer.Option(help="What a layer is: sublayer, block or parameter.")] = "sublayer",
     limit: Annotated[int | None, typer.Option(help="Use at most this many examples of each file.", min=1)] = None,
-    seq_len: Annotated[int, typer.Option(help="Tokens of a piece of text, and the most a probe may have.")] = 256,
+    seq_len: Annotated[
+        int, typer.Option(help="Tokens of a piece of text, and the most a probe may have.", min=2)
+    ] = 256,
 ) -> None:
-    """Find the layers new knowledge lives in: gradient norms on the probe, relative to the reference."""
+    """Find the layers new knowledge lives in: gradient norms on the probe, relative to the reference.
+
+    In the table, "FP trains" is what `train --method freeze` does, "ALR" the factor on the rate with `--method rescale`.
+    """
     from localopt.models import load_model
     from localopt.plots import check_picture
     from localopt.probes import encode, read_probes, read_reference
     from localopt.trace import trace_layers
+    from localopt.train import refuse_longer
 
     _refuse_existing(out, plot)
     if plot is not None:
@@ -69,39 +78,61 @@ def trace(
         raise InputError(f"--layers must be sublayer, block or parameter, not {layers!r}.")
     probes = _evenly(read_probes(probe), limit)
     network, tokenizer = load_model(model)
+    refuse_longer(seq_len, network)
     examples = encode(probes, tokenizer, seq_len)
     references = _evenly(read_reference(reference, tokenizer, seq_len), limit)
     result = trace_layers(_placed(network), examples, references, layers=layers, progress=True)  # type: ignore[arg-type]
     result.save(out)
     out_console.print(result.table())
-    err_console.print(f"trace: {out}")
     if plot is not None:
         result.plot(plot)
-        err_console.print(f"heat map: {plot}")
+    _say_written(out, plot)
 
 
 @app.command()
 def train(
     model: Model,
-    corpus: Annotated[list[Path], typer.Option(help="Text or JSON lines with `text`; as often as you like.")],
-    out: Annotated[Path, typer.Option(help="New folder: checkpoints, scores, picture, and the model in OUT/model.")],
-    method: Annotated[str, typer.Option(help="full, freeze (TGL+FP), rescale (TGL+ALR) or online.")] = "online",
+    corpus: Annotated[
+        list[Path],
+        typer.Option(
+            help="Text, or JSON lines with a field `text`; may be given several times.",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(help="New folder for checkpoints, scores, picture, and the model (DIR/model).", metavar="DIR"),
+    ],
+    method: Annotated[
+        str,
+        typer.Option(
+            help="Which layers: full (all), freeze (only those the trace chose), rescale (all, at rates from the "
+            "trace), online (chosen anew at every step)."
+        ),
+    ] = "online",
     trace: Annotated[
         Path | None,
-        typer.Option(help="Trace file: for freeze and rescale; online then divides norms by its reference."),
+        typer.Option(
+            help="What `localopt trace` wrote: for freeze and rescale; online then sees norms relative to its "
+            "reference.",
+            metavar="FILE",
+        ),
     ] = None,
     probe: Probes = None,
     reference: Reference = None,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-5,
-    epochs: Annotated[int, typer.Option(help="Passes over the corpus.")] = 3,
-    batch_size: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
-    seq_len: Annotated[int, typer.Option(help="Tokens a sequence.")] = 256,
+    epochs: Annotated[int, typer.Option(help="Passes over the corpus.", min=1)] = 3,
+    batch_size: Annotated[int, typer.Option(help="Sequences a step.", min=1)] = 8,
+    seq_len: Annotated[int, typer.Option(help="Tokens a sequence.", min=2)] = 256,
     bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16 autocast; weights stay float32.")] = False,
-    seed: Annotated[int, typer.Option(help="Order of the sequences, and dropout.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT, if there is one.")] = False,
+    seed: Annotated[int, typer.Option(help="Order of the sequences, and dropout.", min=0)] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR, if there is one.")] = False,
 ) -> None:
-    """Continue a model's pretraining on new text, scoring it before, after every epoch and at the end."""
-    from localopt.layer_trace import LayerTrace
+    """Continue a model's pretraining on new text, scoring it before and after every epoch.
+
+    A run that was killed goes on from its last checkpoint with the same command and --resume.
+    """
     from localopt.models import load_model
     from localopt.probes import read_corpus
     from localopt.results import history_table, save_picture
@@ -112,16 +143,16 @@ def train(
     settings = Settings(method, lr, epochs, batch_size, seq_len, bf16, seed)
     texts = [text for path in corpus for text in read_corpus(path)]
     sets = read_sets(probe or [], reference)
-    loaded = None if trace is None else LayerTrace.load(trace)
     network, tokenizer = load_model(model)
+    loaded = None if trace is None else _load_trace(trace, network)
+    network = _placed(network)
     history = run(network, tokenizer, texts, out, settings, trace=loaded, sets=sets, resume=resume, progress=True)
     if sets:
         out_console.print(history_table(history))
     picture = save_picture(history, out / "learning-forgetting.png")
     if picture is None and sets:
         err_console.print("no picture: learning against forgetting needs --probe and --reference")
-    written = [out / "model", out / "history.json", *([] if picture is None else [picture])]
-    err_console.print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
+    _say_written(out / "model", out / "history.json", picture)
 
 
 @app.command(name="eval")
@@ -132,7 +163,10 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="Examples scored at a time.", min=1)] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Score a model: loss and perplexity of the probes' spans, and the share of answers ranked first."""
+    """Score a model: loss and perplexity of the probes' spans, and the share of answers ranked first.
+
+    The loss (NLL) is in nats a token. An answer is ranked first if greedy decoding after its prompt would write it.
+    """
     from localopt.models import load_model
     from localopt.scoring import read_sets, score_sets, score_table, scores_to_json
 
@@ -152,6 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one for every file, among ours
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # hints for those who call it themselves
     try:
         app(arguments)
     except (InputError, OSError) as error:  # OSError: no space left, no permission, a file that vanished
@@ -165,6 +200,25 @@ def _placed(network: Any) -> Any:
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return network if accelerator is None else network.to(accelerator)
+
+
+def _load_trace(path: Path, network: Any) -> Any:
+    """Load a trace, and check that it is one of this model and can choose layers."""
+    from localopt.layer_trace import LayerTrace
+    from localopt.layers import partition
+
+    loaded = LayerTrace.load(path)
+    try:
+        loaded.check(partition((name for name, _ in network.named_parameters()), loaded.partition()).values())
+        _ = loaded.relative_norms
+    except ValueError as error:
+        raise InputError(f"{path}: {error}.") from error
+    return loaded
+
+
+def _say_written(*paths: Path | None) -> None:
+    written = ", ".join(str(path) for path in paths if path is not None)
+    err_console.print(f"written: {written}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _evenly(items: list[Any], limit: int | None) -> list[Any]:

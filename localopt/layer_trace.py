@@ -204,10 +204,10 @@ class LayerTrace:
         """Draw R as blocks times sublayers, centred on its mean, with the layers TGL + FP trains marked.
 
         Args:
-            path: where to write the picture (the suffix chooses the format); not written if None.
+            path: where to write the picture (the suffix chooses the format), whole or not at all; None for nowhere.
             title: above the picture; the model's name if None.
         """
-        from localopt.plots import heat_map
+        from localopt.plots import heat_map, save_figure
 
         relative = self.relative_norms
         figure: Figure = heat_map(
@@ -218,5 +218,5 @@ class LayerTrace:
             label="relative gradient norm",
         )
         if path is not None:
-            figure.savefig(path, dpi=200)
+            save_figure(figure, path)
         return figure

@@ -92,15 +92,21 @@ def read_corpus(path: str | Path) -> list[str]:
     return [piece.strip() for piece in pieces if piece.strip()]
 
 
+def holds_probes(path: str | Path) -> bool:
+    """Say whether a file holds probes or ordinary text, by the fields of its first line."""
+    if not is_json_lines(path):
+        return False
+    _, first = next(json_lines(path))
+    return bool(first.keys() & {"prompt", "answer", "spans", "probe_sentences", "masked_sentence"})
+
+
 def read_reference(path: str | Path, tokenizer: PreTrainedTokenizerBase, length: int) -> list[Example]:
     """Read ordinary text (loss on every token) or a probe file of facts to keep (loss on the spans), by its content.
 
     `length` is the number of tokens of a packed chunk of text, and the most tokens a probe may have.
     """
-    if is_json_lines(path):
-        _, first = next(json_lines(path))
-        if first.keys() & {"prompt", "answer", "spans", "probe_sentences", "masked_sentence"}:
-            return encode(read_probes(path), tokenizer, length)
+    if holds_probes(path):
+        return encode(read_probes(path), tokenizer, length)
     return encode_text(read_corpus(path), tokenizer, length)
 
 

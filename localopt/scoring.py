@@ -7,21 +7,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from torch import nn
 
 from localopt.errors import InputError
 from localopt.evaluate import Score, evaluate, evaluate_text
-from localopt.probes import Probe, read_corpus, read_probes
-from localopt.textfiles import is_json_lines, json_lines
+from localopt.probes import Probe, holds_probes, read_corpus, read_probes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 REFERENCE = "reference"
-_PROBE_FIELDS = {"prompt", "answer", "spans", "probe_sentences", "masked_sentence"}
 
 
 @dataclass(frozen=True)
@@ -42,14 +40,6 @@ class ScoredSet:
         return evaluate_text(model, tokenizer, texts, batch_size=batch_size, progress=progress)
 
 
-def holds_probes(path: str | Path) -> bool:
-    """Say whether a file holds probes, not ordinary text, by the fields of its first line."""
-    if not is_json_lines(path):
-        return False
-    _, first = next(iter(json_lines(path)))
-    return bool(first.keys() & _PROBE_FIELDS)
-
-
 def read_sets(probes: Sequence[str], reference: str | Path | None) -> list[ScoredSet]:
     """Read the sets named on a command line.
 
@@ -62,14 +52,13 @@ def read_sets(probes: Sequence[str], reference: str | Path | None) -> list[Score
     """
     sets: list[ScoredSet] = []
     for given in probes:
-        name, _, path = given.rpartition("=")
-        sets.append(ScoredSet(name or Path(path).name.split(".")[0], tuple(read_probes(path))))
+        name, separator, path = given.partition("=")
+        if not separator or Path(given).is_file():  # a file's name may have an "=" of its own
+            name, path = Path(given).name.split(".")[0], given
+        sets.append(ScoredSet(name, tuple(read_probes(path))))
     if reference is not None:
-        content: Sequence[Probe] | Sequence[str]
-        content = read_probes(reference) if holds_probes(reference) else read_corpus(reference)
-        if not content:
-            raise InputError(f"{reference}: is empty: give text or probes.")
-        sets.append(ScoredSet(REFERENCE, tuple(content)))  # type: ignore[arg-type]
+        kept = tuple(read_probes(reference)) if holds_probes(reference) else tuple(read_corpus(reference))
+        sets.append(ScoredSet(REFERENCE, kept))
     names = [one.name for one in sets]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -102,11 +91,15 @@ def score_table(scores: Mapping[str, Score], title: str = "") -> Table:
     return table
 
 
-def scores_to_json(scores: Mapping[str, Score]) -> str:
-    """Return the scores as JSON; a perplexity too large for a float is null."""
+def as_numbers(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
+    """Return the scores as JSON can hold them: None for what is not finite, as the NLL of a model that diverged."""
 
     def finite(value: object) -> object:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    plain = {name: {k: finite(v) for k, v in score.as_dict().items()} for name, score in scores.items()}
-    return json.dumps(plain, indent=2)
+    return {name: {key: finite(value) for key, value in score.as_dict().items()} for name, score in scores.items()}
+
+
+def scores_to_json(scores: Mapping[str, Score]) -> str:
+    """Return the scores as JSON."""
+    return json.dumps(as_numbers(scores), indent=2, allow_nan=False)

@@ -1,16 +1,14 @@
 """Continued pretraining of a causal language model, on all layers or on those a trace or the step itself chooses.
 
-The loop is the transformers Trainer; this file gives it the optimizer, scores the model between epochs, and makes a run
-that was killed go on where it was.
+The loop is the transformers Trainer (:mod:`localopt.trainer`); this file gives it the optimizer, scores the model
+between epochs, and makes a run that was killed go on where it was.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,25 +18,25 @@ from torch.optim import AdamW, Optimizer
 
 from localopt.compose import RelativeTo
 from localopt.errors import InputError
-from localopt.evaluate import Score
+from localopt.evaluate import positions
+from localopt.history import History, fingerprint
 from localopt.layer_trace import LayerTrace
 from localopt.models import save_model
 from localopt.optimizer import LocalizedOptimizer
 from localopt.policies import AboveMean
-from localopt.probes import encode_text
-from localopt.scoring import ScoredSet, score_sets
+from localopt.probes import Probe, encode_text
+from localopt.scoring import ScoredSet, as_numbers, score_sets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 METHODS = ("full", "freeze", "rescale", "online")
 WEIGHT_DECAY = 0.01
-WARMUP = 0.05  # share of the steps
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run was asked to do; a resumed run must be asked the same.
+    """How to train; a run that goes on must be asked the same.
 
     Attributes:
         method: ``"full"``: AdamW on everything. ``"freeze"`` (TGL + FP): on the layers a trace chose, the others do not
@@ -60,43 +58,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise InputError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}.")
-        if not self.lr > 0:
-            raise InputError(f"the learning rate must be > 0, not {self.lr}.")
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
-
-
-@dataclass
-class History:
-    """What a run did so far: one entry of ``scores`` before training and one after each epoch.
-
-    Attributes:
-        settings: the :class:`Settings`, as a dictionary.
-        scores: ``{"epoch": ..., "step": ..., "sets": {name: score}}``, in order; ``updated_layers`` are those of the
-            last step, where an optimizer chose them.
-        trained_parameters, all_parameters: how many weights could change, and how many there are.
-    """
-
-    settings: dict[str, Any]
-    scores: list[dict[str, Any]] = field(default_factory=list)
-    trained_parameters: int = 0
-    all_parameters: int = 0
-
-    def save(self, path: Path) -> None:
-        """Write as JSON, whole or not at all."""
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
-        os.replace(partial, path)
-
-    @classmethod
-    def load(cls, path: Path) -> History:
-        """Read what :meth:`save` wrote."""
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{path}: is not the history of a run ({error}): name the folder of one.") from error
+            raise InputError(f"the method must be one of {', '.join(METHODS)}, not {self.method!r}.")
+        if not 0 < self.lr < math.inf:
+            raise InputError(f"the learning rate must be a number above 0, not {self.lr}.")
+        for name, least in {"epochs": 1, "batch_size": 1, "seq_len": 2, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}.")
 
 
 def train(
@@ -113,7 +80,7 @@ def train(
 ) -> History:
     """Continue a model's pretraining on documents, and save it.
 
-    Writes ``OUT/history.json`` (settings and scores), ``OUT/checkpoints`` (the last two) and, at the end, the model to
+    Writes ``OUT/history.json`` (what was asked, and the scores), ``OUT/checkpoints`` (the last two) and, at the end,
     ``OUT/model``.
 
     Args:
@@ -125,47 +92,40 @@ def train(
         trace: which layers; needed by "freeze" and "rescale", optional for "online".
         sets: what to score the model on before, after every epoch and at the end.
         resume: go on from the last whole checkpoint in ``out``; starts anew if there is none.
-        progress: show bars with the remaining time.
+        progress: show bars with the remaining time on standard error.
 
     Raises:
-        InputError: ``out`` exists, or with ``resume`` is of another run; the trace is missing, or of other layers.
+        InputError: ``out`` is not empty, or with ``resume`` is of another run or a finished one; the trace is missing;
+            sequences longer than the model can read; a checkpoint or the model cannot be written.
+        ValueError: the trace is of other layers.
     """
+    from localopt.trainer import fit, last_checkpoint  # transformers' Trainer takes seconds to import
+
     out = Path(out)
     _check_trace(settings, trace)
-    history = _history(out, settings, resume)
+    refuse_longer(settings.seq_len, model)
+    history = _history(out, settings, _fingerprints(model, corpus, trace, sets), resume)
     sequences = encode_text(corpus, tokenizer, settings.seq_len)
     torch.manual_seed(settings.seed)
     optimizer = make_optimizer(model, settings, trace)
-    # Nothing is written before everything that can be wrong was looked at.
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoint = _last_checkpoint(out / "checkpoints")
     history.all_parameters = model.num_parameters()
     history.trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
 
-    from localopt.trainer import fit  # transformers' Trainer takes seconds to import
-
-    def score(epoch: float, step: int) -> None:
-        # A run that goes on from before its last scores takes them again.
-        history.scores = [entry for entry in history.scores if entry["step"] < step]
+    def score(epoch: int, step: int) -> None:
         scores = score_sets(model, tokenizer, sets, batch_size=settings.batch_size, progress=progress)
-        entry = {"epoch": epoch, "step": step, "sets": {name: one.as_dict() for name, one in scores.items()}}
+        entry: dict[str, Any] = {"epoch": epoch, "step": step, "sets": as_numbers(scores)}
         if isinstance(optimizer, LocalizedOptimizer) and step > 0:
-            entry["updated_layers"] = list(optimizer.report().updated)
-        history.scores.append(entry)
+            report = optimizer.report()
+            entry |= {"updated_layers": list(report.updated), "share_updated": report.share_updated}
+        # A run that was killed goes on from before its last scores, and takes them again.
+        history.scores = [*(entry for entry in history.scores if entry["step"] < step), entry]
         history.save(out / "history.json")
 
-    fit(
-        model,
-        tokenizer,
-        sequences,
-        optimizer,
-        settings,
-        folder=out / "checkpoints",
-        warmup=WARMUP,
-        checkpoint=checkpoint,
-        score=score,
-        progress=progress,
-    )
+    checkpoint = last_checkpoint(out / "checkpoints")
+    if checkpoint is None:
+        score(0, 0)  # the first to write: by now everything that can be wrong with the input was looked at
+    folder = out / "checkpoints"
+    fit(model, tokenizer, sequences, optimizer, settings, folder, checkpoint, score, progress=progress)
     save_model(model, tokenizer, out / "model")
     return history
 
@@ -174,6 +134,9 @@ def make_optimizer(model: nn.Module, settings: Settings, trace: LayerTrace | Non
     """Return AdamW over the model's parameters, localized as ``settings.method`` says.
 
     Weight decay is on matrices only. "freeze" freezes the model's other layers for good.
+
+    Raises:
+        ValueError: the trace is of other layers.
     """
     if settings.method == "freeze":
         assert trace is not None
@@ -194,19 +157,11 @@ def make_optimizer(model: nn.Module, settings: Settings, trace: LayerTrace | Non
     return optimizer
 
 
-def uptake_and_forgetting(history: History, reference: str) -> dict[str, list[tuple[float, float]]]:
-    """Return, for each scored set but the reference, its path of (rise of the reference's NLL, fall of its own NLL)."""
-    if not history.scores or reference not in history.scores[0]["sets"]:
-        return {}
-    start = history.scores[0]["sets"]
-    return {
-        name: [
-            (e["sets"][reference]["nll"] - start[reference]["nll"], start[name]["nll"] - e["sets"][name]["nll"])
-            for e in history.scores[1:]
-        ]
-        for name in start
-        if name != reference
-    }
+def refuse_longer(seq_len: int, model: nn.Module) -> None:
+    """Raise InputError if the model cannot read this many tokens at once."""
+    longest = positions(model)
+    if longest is not None and seq_len > longest:
+        raise InputError(f"the model reads at most {longest} tokens at once, not {seq_len}: set --seq-len {longest}.")
 
 
 def _check_trace(settings: Settings, trace: LayerTrace | None) -> None:
@@ -218,39 +173,30 @@ def _check_trace(settings: Settings, trace: LayerTrace | None) -> None:
         raise InputError('method "full" trains every layer and has no use for a trace: leave --trace out.')
 
 
-def _history(out: Path, settings: Settings, resume: bool) -> History:
+def _fingerprints(
+    model: nn.Module, corpus: Sequence[str], trace: LayerTrace | None, sets: Sequence[ScoredSet]
+) -> dict[str, str]:
+    """Tell a run's inputs from others by their content, so that files may move before it goes on."""
+    weights = ((name, tuple(p.shape), p.detach().flatten()[:8].tolist()) for name, p in model.named_parameters())
+    found = {"model": fingerprint(weights), "corpus": fingerprint(corpus)}
+    if trace is not None:
+        found["trace"] = fingerprint([trace.layers, trace.probe_norms.tolist(), trace.reference_norms.tolist()])
+    for one in sets:
+        items = ((item.text, item.span) if isinstance(item, Probe) else item for item in one.content)
+        found[f"set {one.name}"] = fingerprint(items)
+    return found
+
+
+def _history(out: Path, settings: Settings, inputs: dict[str, str], resume: bool) -> History:
     """Return the history of the run to resume, or a new one if ``out`` can take it."""
-    mine = asdict(settings)
     path = out / "history.json"
     if resume and path.is_file():
         history = History.load(path)
-        other = {key: value for key, value in history.settings.items() if mine.get(key) != value}
-        if other:
-            asked = {key: mine.get(key) for key in other}
-            raise InputError(
-                f"{out}: this run was started with {other}, not {asked}: resume it with the same settings."
-            )
         if (out / "model").exists():
             raise InputError(f"{out}: this run is finished, its model is in {out / 'model'}: name a new folder.")
+        history.refuse_other(asdict(settings), inputs, out)
         return history
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         remedy = "name a new folder" if resume else "name a new folder, or add --resume to go on with the run in it"
         raise InputError(f"{out}: exists and is not empty: {remedy}.")
-    return History(mine)
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that was written to its end, and remove what a killed run left half-written."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    whole = []
-    for path in found:
-        try:
-            # Trainer writes this file last.
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            whole.append(path)
-        except (OSError, ValueError):
-            shutil.rmtree(path)
-    return whole[-1] if whole else None
-
-
-__all__ = ["METHODS", "History", "Score", "Settings", "make_optimizer", "train", "uptake_and_forgetting"]
+    return History(asdict(settings), inputs)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch.optim import Optimizer
+from tqdm.auto import tqdm  # type: ignore[import-untyped]  # with transformers
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from localopt.errors import InputError
 from localopt.probes import IGNORED, Example
 
 if TYPE_CHECKING:
@@ -20,6 +26,7 @@ if TYPE_CHECKING:
     from localopt.train import Settings
 
 SAVE_EVERY = 100  # steps, or an epoch if that is shorter
+WARMUP = 0.05  # share of the steps
 
 
 def fit(
@@ -28,11 +35,10 @@ def fit(
     sequences: Sequence[Example],
     optimizer: Optimizer,
     settings: Settings,
-    *,
     folder: Path,
-    warmup: float,
     checkpoint: Path | None,
-    score: Callable[[float, int], None],
+    score: Callable[[int, int], None],
+    *,
     progress: bool,
 ) -> None:
     """Run the training loop.
@@ -41,17 +47,19 @@ def fit(
         model, tokenizer, optimizer, settings: see :func:`localopt.train.train`.
         sequences: what to train on, ``input_ids`` and ``labels`` of shape (T,).
         folder: where checkpoints go; the last two are kept.
-        warmup: share of the steps over which the learning rate rises.
         checkpoint: where to go on from, or None to begin.
-        score: called with (epoch, step) before the first step and after every epoch.
+        score: called with (epoch, step) after every epoch.
         progress: show a bar with the remaining time.
+
+    Raises:
+        InputError: a checkpoint cannot be written.
     """
     steps_an_epoch = math.ceil(len(sequences) / settings.batch_size)
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
-        warmup_steps=math.ceil(warmup * steps_an_epoch * settings.epochs),
+        warmup_steps=math.ceil(WARMUP * steps_an_epoch * settings.epochs),
         lr_scheduler_type="linear",
         bf16=settings.bf16,
         seed=settings.seed,
@@ -64,7 +72,8 @@ def fit(
         remove_unused_columns=False,
         report_to="none",
     )
-    trainer = Trainer(
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # Trainer would give each GPU a batch of its own
+    trainer = _Trainer(
         model=model,
         args=arguments,
         # Plain lists: the collator turns them into one tensor, and is slow on tensors.
@@ -80,18 +89,47 @@ def fit(
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that was written to its end, and remove what a killed run left half-written."""
+    numbers = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
+    newest_first = sorted((path for path in numbers if numbers[path].isdigit()), key=lambda path: -int(numbers[path]))
+    for path in newest_first:
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # which Trainer writes last
+            return path
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+    return None
+
+
+class _Trainer(Trainer):
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except (OSError, SafetensorError, RuntimeError) as error:  # torch.save raises a RuntimeError on a full disk
+            folder = Path(str(self.args.output_dir))
+            last_checkpoint(folder)
+            reason = str(error).partition("\n")[0]
+            raise InputError(
+                f"{folder}: no checkpoint can be written there ({reason}): make room, then go on with --resume."
+            ) from error
+
+
 class _Score(TrainerCallback):
-    def __init__(self, score: Callable[[float, int], None], steps_an_epoch: int) -> None:
+    """Scores the model after each epoch's last step, before Trainer writes the checkpoint of that step.
+
+    So whoever goes on from a checkpoint finds all scores up to it.
+    """
+
+    def __init__(self, score: Callable[[int, int], None], steps_an_epoch: int) -> None:
         self.score = score
         self.steps_an_epoch = steps_an_epoch
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # Also where a run goes on that was killed between an epoch's last checkpoint and its scores.
-        if state.global_step % self.steps_an_epoch == 0:
-            self.score(state.global_step / self.steps_an_epoch, state.global_step)
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.score(state.global_step / self.steps_an_epoch, state.global_step)
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        epoch, within = divmod(state.global_step, self.steps_an_epoch)
+        if within == 0:
+            with tqdm.external_write_mode(file=sys.stderr):  # one bar at a time
+                self.score(epoch, state.global_step)
 
 
 class _Progress(ProgressCallback):

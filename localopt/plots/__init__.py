@@ -5,6 +5,7 @@ Figures are made with matplotlib's object interface, so nothing here needs a dis
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -13,10 +14,10 @@ from localopt.errors import InputError
 from localopt.plots.frontier import Run, learning_forgetting
 from localopt.plots.heatmap import heat_map
 
-__all__ = ["Run", "check_picture", "heat_map", "learning_forgetting"]
+__all__ = ["Run", "check_picture", "heat_map", "learning_forgetting", "save_figure"]
 
 
-def check_picture(path: str | Path) -> None:
+def check_picture(path: str | os.PathLike[str]) -> None:
     """Raise InputError unless a figure can be written to a file of this name; asked before long work."""
     known = Figure().canvas.get_supported_filetypes()
     suffix = Path(path).suffix.removeprefix(".").lower()
@@ -24,3 +25,20 @@ def check_picture(path: str | Path) -> None:
         raise InputError(
             f"{path}: pictures are written as {', '.join(sorted(known))}, not {suffix or 'without suffix'}."
         )
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: float = 200) -> None:
+    """Write a figure in the format its suffix names, whole or not at all.
+
+    Raises:
+        InputError: unknown suffix.
+        OSError: no space left, no permission; an older file of this name is then unchanged.
+    """
+    check_picture(path)
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        figure.savefig(partial, dpi=dpi, format=target.suffix[1:].lower())
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from localopt.errors import InputError
+from localopt.errors import InputError, writing
 
 app = typer.Typer(
     help="Keep a language model up to date: find the layers new knowledge lives in, train those, leave the rest alone.",
@@ -63,7 +63,7 @@ def trace(
 ) -> None:
     """Find the layers new knowledge lives in: gradient norms on the probe, relative to the reference.
 
-    In the table, "FP trains" is what `train --method freeze` does, "ALR" the factor on the rate with `--method rescale`.
+    In the table, "FP trains" is what `train --method freeze` does, "ALR" the factor on the rate by `--method rescale`.
     """
     from localopt.models import load_model
     from localopt.plots import check_picture
@@ -82,10 +82,12 @@ def trace(
     examples = encode(probes, tokenizer, seq_len)
     references = _evenly(read_reference(reference, tokenizer, seq_len), limit)
     result = trace_layers(_placed(network), examples, references, layers=layers, progress=True)  # type: ignore[arg-type]
-    result.save(out)
+    with writing(out):
+        result.save(out)
     out_console.print(result.table())
     if plot is not None:
-        result.plot(plot)
+        with writing(plot):
+            result.plot(plot)
     _say_written(out, plot)
 
 
@@ -149,7 +151,8 @@ def train(
     history = run(network, tokenizer, texts, out, settings, trace=loaded, sets=sets, resume=resume, progress=True)
     if sets:
         out_console.print(history_table(history))
-    picture = save_picture(history, out / "learning-forgetting.png")
+    with writing(out / "learning-forgetting.png"):
+        picture = save_picture(history, out / "learning-forgetting.png")
     if picture is None and sets:
         err_console.print("no picture: learning against forgetting needs --probe and --reference")
     _say_written(out / "model", out / "history.json", picture)
@@ -176,7 +179,7 @@ def evaluate(
     network, tokenizer = load_model(model)
     scores = score_sets(_placed(network), tokenizer, sets, batch_size=batch_size, progress=True)
     if as_json:
-        print(scores_to_json(scores))
+        print(scores_to_json(scores), flush=True)  # so that a full disk is noticed here
     else:
         out_console.print(score_table(scores, title=model))
 

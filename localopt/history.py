@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from localopt.errors import InputError
+from localopt.errors import InputError, writing
 
 
 @dataclass
@@ -32,14 +32,15 @@ class History:
     all_parameters: int = 0
 
     def save(self, path: Path) -> None:
-        """Write as JSON, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write as JSON, whole or not at all; InputError if that is impossible."""
         partial = path.with_suffix(".partial")
-        try:
-            partial.write_text(json.dumps(asdict(self), indent=2, allow_nan=False), encoding="utf-8")
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                partial.write_text(json.dumps(asdict(self), indent=2, allow_nan=False), encoding="utf-8")
+                os.replace(partial, path)
+            finally:
+                partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> History:

@@ -180,7 +180,7 @@ def span_losses(
     hidden = not progress or not console.is_terminal  # a bar that vanishes would leave empty lines in a log
     with _reading(model):
         for batch in track(batches, "evaluating", console=console, disable=hidden, transient=True):
-            ids, labels, attention = (part.to(device) for part in _pad([examples[i] for i in batch]))
+            ids, labels, attention = (part.to(device) for part in padded([examples[i] for i in batch]))
             # The logits at position t predict token t + 1. Only positions labeled in some row go through the head.
             columns = (labels[:, 1:] != IGNORED).any(0).nonzero().flatten()
             targets = labels[:, columns + 1]
@@ -207,7 +207,7 @@ def _score(losses: SpanLosses, ranked_first: float | None) -> Score:
     return Score(nll, perplexity, tokens, len(losses.tokens), ranked_first)
 
 
-def _pad(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
+def padded(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
     """(input_ids, labels, attention_mask), each (B, T). What pads the ids is masked, so any id will do."""
 
     def stack(tensors: list[Tensor], value: int) -> Tensor:

@@ -23,14 +23,14 @@ from localopt.textfiles import read_text
 DISTRACTORS = 9  # so an answer is ranked among ten
 FEWEST = 3
 OLDEST_NEWS = "2010"  # what has held since before is no news (kings since 1973, Curry's team since 2009)
-OTHER_TEAMS = re.compile(r"\b(national|men's)\b")  # national and college sides in a list of clubs
+OTHER_TEAMS = re.compile(r"\b(national|Olympic|men's|Academy|Juvenil)\b")  # not the clubs that are asked for
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One new fact: who or what `answer` is now, what it was (`old`), and how to ask for it."""
+    """One new fact: who or what `answer` is now, what it was (`old`, any of `holders`), and how to ask for it."""
 
     name: str
     subject: str
@@ -87,9 +87,10 @@ def probes(facts: list[Fact], seed: int) -> tuple[list[Row], Counter[str]]:
     for fact in facts:
         rng = random.Random(f"{seed}/{fact.name}")
         peers = [other for other in facts if (other.kind, other.split) == (fact.kind, fact.split)]
-        new = sorted({peer.answer for peer in peers} - held[fact.subject])
-        former = sorted({peer.old for peer in peers if peer.old} - held[fact.subject] - set(new))
-        distractors = (rng.sample(new, len(new)) + rng.sample(former, len(former)))[:DISTRACTORS]
+        new = sorted({peer.answer for peer in peers})
+        former = sorted({name for peer in peers for name in peer.holders} - set(new))
+        others = rng.sample(new, len(new)) + rng.sample(former, len(former))
+        distractors = unlike(others, held[fact.subject])[:DISTRACTORS]
         for phrasing, prompt in fact.prompts:
             if len(distractors) < FEWEST:
                 dropped[f"fewer than {FEWEST} distractors"] += 1
@@ -120,9 +121,18 @@ def _fact(path: tuple[str, ...], evolve: Row, dyknow: Row) -> Fact:
         # The change is younger than DyKnow: whoever held the place then has left it by now.
         over += sorted((start, name) for start, end, name in holders if not end)
     old = over[-1][1] if over else None
-    everyone = frozenset(name for name, _, _ in answers) | {name for _, _, name in holders}
+    everyone = frozenset(name for _, _, name in holders)
     prompts = tuple(questions.items())
     return Fact("/".join(path), subject, kind, answer, news["dates"]["start"], passage, prompts, old, everyone)
+
+
+def unlike(names: list[str], others: set[str]) -> list[str]:
+    """The names that are none of the others, nor of each other, in short or long form (Real Madrid CF)."""
+    kept: list[str] = []
+    for name in names:
+        if not any(name.startswith(other) or other.startswith(name) for other in [*others, *kept]):
+            kept.append(name)
+    return kept
 
 
 def _short(name: str, passage: str, category: str) -> str:

@@ -245,8 +245,15 @@ def test_distractors_are_of_the_same_kind_and_half_and_never_held_the_place(news
         subject = row["fact"].split("/")[1]
         others = [fact for fact in news_facts.values() if (fact.kind, fact.split) == (row["kind"], row["split"])]
         assert 3 <= len(row["distractors"]) == len(set(row["distractors"])) <= 9
-        assert set(row["distractors"]) <= {name for fact in others for name in (fact.answer, fact.old)}
+        assert set(row["distractors"]) <= {name for fact in others for name in (fact.answer, *fact.holders)}
         assert not set(row["distractors"]) & (news_facts[subject].holders | {row["answer"]})
+
+
+def test_one_team_under_two_names_is_one_distractor() -> None:
+    assert facts.unlike(["Norland Rovers", "Norland Rovers FC", "Estmark", "Birk FC"], {"Birk"}) == [
+        "Norland Rovers",
+        "Estmark",
+    ]
 
 
 # Entities

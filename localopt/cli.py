@@ -201,8 +201,7 @@ def _placed(network: Any) -> Any:
     """Put a model on the accelerator, if there is one."""
     import torch
 
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return network if accelerator is None else network.to(accelerator)
+    return network.to(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else network
 
 
 def _load_trace(path: Path, network: Any) -> Any:

@@ -125,7 +125,7 @@ def train(
     if checkpoint is None:
         score(0, 0)  # the first to write: by now everything that can be wrong with the input was looked at
     folder = out / "checkpoints"
-    fit(model, tokenizer, sequences, optimizer, settings, folder, checkpoint, score, progress=progress)
+    fit(model, sequences, optimizer, settings, folder, checkpoint, score, progress=progress)
     save_model(model, tokenizer, out / "model")
     return history
 

@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from torch.optim import Optimizer
 from tqdm.auto import tqdm  # type: ignore[import-untyped]  # with transformers
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from localopt.errors import InputError
-from localopt.probes import IGNORED, Example
+from localopt.evaluate import padded
+from localopt.probes import Example
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from localopt.train import Settings
 
@@ -31,7 +33,6 @@ WARMUP = 0.05  # share of the steps
 
 def fit(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
     sequences: Sequence[Example],
     optimizer: Optimizer,
     settings: Settings,
@@ -44,7 +45,7 @@ def fit(
     """Run the training loop.
 
     Args:
-        model, tokenizer, optimizer, settings: see :func:`localopt.train.train`.
+        model, optimizer, settings: see :func:`localopt.train.train`.
         sequences: what to train on, ``input_ids`` and ``labels`` of shape (T,).
         folder: where checkpoints go; the last two are kept.
         checkpoint: where to go on from, or None to begin.
@@ -62,6 +63,7 @@ def fit(
         warmup_steps=math.ceil(WARMUP * steps_an_epoch * settings.epochs),
         lr_scheduler_type="linear",
         bf16=settings.bf16,
+        use_cpu=not torch.accelerator.is_available(),  # said aloud, or Trainer refuses bf16 there
         seed=settings.seed,
         save_strategy="steps",
         save_steps=min(SAVE_EVERY, steps_an_epoch),
@@ -76,9 +78,8 @@ def fit(
     trainer = _Trainer(
         model=model,
         args=arguments,
-        # Plain lists: the collator turns them into one tensor, and is slow on tensors.
-        train_dataset=[{key: ids.tolist() for key, ids in sequence.items()} for sequence in sequences],
-        data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=IGNORED),
+        train_dataset=sequences,
+        data_collator=_batch,
         optimizers=(optimizer, None),
         callbacks=[_Score(score, steps_an_epoch)],
     )
@@ -100,6 +101,10 @@ def last_checkpoint(folder: Path) -> Path | None:
         except (OSError, ValueError):
             shutil.rmtree(path)
     return None
+
+
+def _batch(sequences: list[Example]) -> dict[str, Tensor]:
+    return dict(zip(("input_ids", "labels", "attention_mask"), padded(sequences), strict=True))
 
 
 class _Trainer(Trainer):

@@ -1,0 +1,444 @@
+"""The command line: what it prints and writes, and one clear message for every mistake."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from localopt.cli import main
+from localopt.evaluate import evaluate, evaluate_text
+from localopt.history import History
+from localopt.layer_trace import LayerTrace
+from localopt.models import load_model
+from localopt.probes import encode, encode_text, read_corpus, read_probes
+from localopt.trace import trace_layers
+from tests.tiny_files import contents, full_disk, write_inputs, write_lines
+from tests.tiny_lm import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_inputs(tmp_path_factory.mktemp("inputs"))
+    call("trace", folder / "model", *tracing(folder), "--out", folder / "trace.safetensors")
+    return folder
+
+
+def call(*arguments: object) -> int:
+    """Run a command in this process and return its exit code."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    code = stop.value.code
+    assert isinstance(code, int)
+    return code
+
+
+def run(*arguments: object, stdout: int | None = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user does, in a process of its own."""
+    command = [str(Path(sys.executable).with_name("localopt")), *map(str, arguments)]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=120)
+
+
+def scored(folder: Path) -> list[object]:
+    return ["--probe", f"news={folder / 'facts.jsonl'}", "--reference", folder / "corpus.txt"]
+
+
+def tracing(folder: Path) -> list[object]:
+    return ["--probe", folder / "facts.jsonl", "--reference", folder / "corpus.txt", "--seq-len", 32]
+
+
+def training(folder: Path, *more: object) -> list[object]:
+    corpus = ["--corpus", folder / "corpus.txt", "--seq-len", 32, "--epochs", 1, "--lr", 1e-3]
+    return [folder / "model", *corpus, *more]
+
+
+def cells(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in table.splitlines() if line[:1] == "│"]
+
+
+def message(captured: pytest.CaptureFixture[str]) -> str:
+    """What a failed command said: nothing but one message, on standard error."""
+    out, err = captured.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"localopt: [^\n]+\n", err), err
+    return err
+
+
+# -- as a user runs it ------------------------------------------------------------------------------------------------
+
+
+def test_localopt_alone_shows_its_commands() -> None:
+    result = run()
+    assert re.findall(r"^│ (\w+) ", result.stdout + result.stderr, re.MULTILINE) == ["demo", "trace", "train", "eval"]
+
+
+def test_eval_prints_json_and_nothing_else(inputs: Path) -> None:
+    result = run("eval", inputs / "model", *scored(inputs), "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    model, tokenizer = load_model(str(inputs / "model"))
+    assert json.loads(result.stdout) == {
+        "news": evaluate(model, tokenizer, read_probes(inputs / "facts.jsonl")).as_dict(),
+        "reference": evaluate_text(model, tokenizer, read_corpus(inputs / "corpus.txt")).as_dict(),
+    }
+
+
+def test_results_go_to_standard_output_and_progress_with_the_remaining_time_to_standard_error(
+    inputs: Path, tmp_path: Path
+) -> None:
+    result = run("train", *training(inputs, *scored(inputs)), "--out", tmp_path / "out")
+    assert result.returncode == 0
+    assert [row[0] for row in cells(result.stdout)] == ["before", "epoch 1"]
+    assert "it/s" not in result.stdout
+    assert re.search(r"100%.*3/3 \[\d+:\d+<\d+:\d+, .*loss=\d", result.stderr)
+    assert f"written: {tmp_path / 'out' / 'model'}" in result.stderr
+    assert "Warning" not in result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_behind_standard_output_is_an_error(inputs: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        result = run("eval", inputs / "model", *scored(inputs), "--json", stdout=full.fileno())
+    assert result.returncode == 2
+    assert re.fullmatch(r"localopt: .*No space left on device\n", result.stderr)
+
+
+# -- eval -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_shows_the_numbers_of_the_json(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sets = [*scored(inputs), "--probe", inputs / "spans.jsonl"]
+    assert call("eval", inputs / "model", *sets, "--json") == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert call("eval", inputs / "model", *sets) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert max(map(len, out.splitlines())) <= 80
+    rows = {row[0]: row[1:] for row in cells(out)}
+    assert rows == {
+        name: [
+            f"{score['nll']:.4f}",
+            f"{score['perplexity']:.2f}",
+            "" if score["ranked_first"] is None else f"{score['ranked_first']:.1%}",
+            str(score["tokens"]),
+            str(score["examples"]),
+        ]
+        for name, score in numbers.items()
+    }
+    assert list(rows) == ["news", "spans", "reference"]
+
+
+# -- trace ------------------------------------------------------------------------------------------------------------
+
+
+def test_trace_writes_the_trace_of_these_files(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, picture = tmp_path / "t.safetensors", tmp_path / "t.png"
+    assert call("trace", inputs / "model", *tracing(inputs), "--out", out, "--plot", picture) == 0
+    model, tokenizer = load_model(str(inputs / "model"))
+    probe = encode(read_probes(inputs / "facts.jsonl"), tokenizer, 32)
+    expected = trace_layers(model, probe, encode_text(read_corpus(inputs / "corpus.txt"), tokenizer, 32))
+    trace = LayerTrace.load(out)
+    assert trace.layers == expected.layers
+    assert torch.equal(trace.relative_norms, expected.relative_norms)
+    assert matplotlib.image.imread(picture).std() > 0
+    printed, said = capsys.readouterr()
+    assert [row[0] for row in cells(printed)] == list(trace.layers)
+    assert max(map(len, printed.splitlines())) <= 80
+    assert f"written: {out}, {picture}" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.png", "t.safetensors"]
+
+
+def test_trace_takes_facts_to_keep_as_its_reference(inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "t.safetensors"
+    files = ["--probe", inputs / "spans.jsonl", "--reference", inputs / "facts.jsonl", "--seq-len", 32]
+    assert call("trace", inputs / "model", *files, "--out", out) == 0
+    assert LayerTrace.load(out).metadata["reference_examples"] == 2
+
+
+@pytest.mark.parametrize("layers", ["block", "parameter"])
+def test_trace_takes_other_layers(layers: str, inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "t.safetensors"
+    assert call("trace", inputs / "model", *tracing(inputs), "--out", out, "--layers", layers) == 0
+    assert LayerTrace.load(out).metadata["partition"] == layers
+    for method in ("freeze", "rescale", "online"):
+        folder = tmp_path / method
+        assert call("train", *training(inputs, "--method", method, "--trace", out, "--out", folder)) == 0
+
+
+def test_limit_spreads_over_the_files(inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "t.safetensors"
+    assert call("trace", inputs / "model", *tracing(inputs), "--out", out, "--limit", 1) == 0
+    metadata = LayerTrace.load(out).metadata
+    assert (metadata["probe_examples"], metadata["reference_examples"]) == (1, 1)
+
+
+# -- train ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["full", "freeze", "rescale", "online"])
+def test_train_leaves_a_model_a_history_and_a_picture(method: str, inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    trace = [] if method == "full" else ["--trace", inputs / "trace.safetensors"]
+    assert call("train", *training(inputs, *scored(inputs), "--method", method, *trace, "--out", out)) == 0
+    assert {path.name for path in out.iterdir()} == {"model", "history.json", "learning-forgetting.png", "checkpoints"}
+    assert matplotlib.image.imread(out / "learning-forgetting.png").std() > 0
+    history = History.load(out / "history.json")
+    assert history.settings["method"] == method
+    model, tokenizer = load_model(str(out / "model"))
+    last = history.scores[-1]["sets"]["news"]
+    assert evaluate(model, tokenizer, read_probes(inputs / "facts.jsonl")).nll == pytest.approx(last["nll"], rel=1e-6)
+
+
+def test_train_reads_several_corpora(inputs: Path, tmp_path: Path) -> None:
+    more = write_lines(tmp_path / "more.jsonl", *({"text": f"The river runs through {n}."} for n in range(300)))
+    for name, corpora in (("one", []), ("two", ["--corpus", more])):
+        assert call("train", *training(inputs, *corpora, *scored(inputs), "--out", tmp_path / name)) == 0
+    steps = [History.load(tmp_path / name / "history.json").scores[-1]["step"] for name in ("one", "two")]
+    assert steps[1] > steps[0]
+
+
+def test_train_without_a_reference_says_why_there_is_no_picture(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("train", *training(inputs, "--probe", inputs / "facts.jsonl", "--out", tmp_path / "out")) == 0
+    assert "no picture: learning against forgetting needs --probe and --reference" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_train_begins_anew_where_there_is_nothing_to_resume(inputs: Path, tmp_path: Path) -> None:
+    assert call("train", *training(inputs, "--resume", "--out", tmp_path / "out")) == 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+
+
+# -- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([""], "bad.jsonl: the file is empty"),
+        (['{"prompt": "a", "answer": "b"}', '{"prompt": '], "bad.jsonl:2: not valid JSON"),
+        ([{"prompt": "The capital is"}], 'bad.jsonl:1: the field "answer" is missing'),
+        ([{"text": "Mira Osk", "spans": [[5, 99]]}], "bad.jsonl:1: the span [5, 99] lies outside the text"),
+        ([{"body": "Mira Osk"}], "bad.jsonl:1: not a probe, its fields are ['body']"),
+    ],
+    ids=["empty", "JSON", "field", "span", "form"],
+)
+@pytest.mark.parametrize("command", ["eval", "trace", "train"])
+def test_a_bad_probe_file_is_named_with_its_line(
+    command: str, lines: list[object], said: str, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad, out = write_lines(tmp_path / "bad.jsonl", *lines), tmp_path / "out"
+    arguments = {
+        "eval": [inputs / "model", "--probe", f"news={bad}"],
+        "trace": [inputs / "model", *tracing(inputs), "--probe", bad, "--out", out],
+        "train": training(inputs, "--probe", bad, "--out", out),
+    }
+    assert call(command, *arguments[command]) == 2
+    assert said in message(capsys)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("", "corpus.jsonl: the file is empty"), ('{"text": "a"}\n{"title": "b"}\n', 'corpus.jsonl:2: the field "text"')],
+)
+def test_a_bad_corpus_is_named_with_its_line(
+    content: str, said: str, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "corpus.jsonl").write_text(content)
+    files = ["--corpus", tmp_path / "corpus.jsonl", "--out", tmp_path / "out"]
+    assert call("train", inputs / "model", *files) == 2
+    assert said in message(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["no such model", "missing/folder/of/models", "missing.gguf"])
+def test_an_unknown_model_is_named(name: str, inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("eval", name, *scored(inputs)) == 2
+    assert message(capsys).startswith(f"localopt: {name}: no such")
+
+
+def test_a_folder_that_is_no_model_is_named(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("eval", tmp_path, *scored(inputs)) == 2
+    assert f"{tmp_path}: has no config.json" in message(capsys)
+
+
+def test_eval_wants_something_to_score(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("eval", inputs / "model") == 2
+    assert "nothing to score: give --probe NAME=FILE or --reference FILE" in message(capsys)
+
+
+def test_two_sets_of_one_name_are_refused(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("eval", inputs / "model", *scored(inputs), "--probe", f"news={inputs / 'spans.jsonl'}") == 2
+    assert "several sets are named news" in message(capsys)
+
+
+@pytest.mark.parametrize("exists", ["t.safetensors", "t.png"])
+def test_trace_overwrites_nothing(
+    exists: str, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / exists).write_text("mine")
+    files = ["--out", tmp_path / "t.safetensors", "--plot", tmp_path / "t.png"]
+    assert call("trace", inputs / "model", *tracing(inputs), *files) == 2
+    assert f"{tmp_path / exists}: exists already" in message(capsys)
+    assert contents(tmp_path) == {exists: b"mine"}
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (["--layers", "heads"], "--layers must be sublayer, block or parameter, not 'heads'"),
+        (["--plot", "t.word"], "t.word: pictures are written as"),
+        (["--plot", "missing/t.png"], "missing/t.png: there is no folder missing"),
+        (["--seq-len", "999"], "the model reads at most 128 tokens at once, not 999: set --seq-len 128"),
+    ],
+)
+def test_bad_options_of_trace_are_refused(
+    option: list[str], said: str, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("trace", inputs / "model", *tracing(inputs), "--out", tmp_path / "t.safetensors", *option) == 2
+    assert said in message(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("trace", ["--limit", "0"]),
+        ("trace", ["--seq-len", "1"]),
+        ("train", ["--epochs", "0"]),
+        ("train", ["--batch-size", "0"]),
+        ("train", ["--lr", "much"]),
+        ("eval", ["--batch-size", "0"]),
+    ],
+)
+def test_numbers_out_of_range_are_refused(
+    command: str, option: list[str], inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(command, inputs / "model", *option) == 2
+    said = capsys.readouterr().err
+    assert f"Invalid value for '{option[0]}'" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--method", "freeze"], 'method "freeze" needs a trace'),
+        (["--method", "rescale"], 'method "rescale" needs a trace'),
+        (["--method", "full", "--trace", "TRACE"], 'method "full" trains every layer and has no use for a trace'),
+        (["--method", "lora"], "the method must be one of full, freeze, rescale, online, not 'lora'"),
+        (["--lr", "0"], "the learning rate must be a number above 0, not 0.0"),
+        (["--lr", "nan"], "the learning rate must be a number above 0, not nan"),
+        (["--method", "freeze", "--trace", "missing.safetensors"], "missing.safetensors cannot be read"),
+        (["--seq-len", "129"], "the model reads at most 128 tokens at once, not 129"),
+    ],
+)
+def test_bad_options_of_train_are_refused(
+    options: list[str], said: str, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [inputs / "trace.safetensors" if option == "TRACE" else option for option in options]
+    assert call("train", *training(inputs, *given), "--out", tmp_path / "out") == 2
+    assert said in message(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_truncated_or_foreign_trace_is_named(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (inputs / "trace.safetensors").read_bytes()
+    (tmp_path / "truncated").write_bytes(whole[: len(whole) // 2])
+    save_file({"weight": torch.ones(2)}, tmp_path / "foreign")
+    (tmp_path / "text").write_text("no trace at all")
+    torch.save({"probe_norms": torch.ones(2)}, tmp_path / "pickle")
+    for path in sorted(tmp_path.iterdir()):
+        trace = ["--method", "freeze", "--trace", path, "--out", tmp_path / "out"]
+        assert call("train", *training(inputs, *trace)) == 2
+        assert f"{path} is " in message(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["freeze", "rescale", "online"])
+def test_the_trace_of_another_model_is_refused_naming_both_sides(
+    method: str, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = tiny_tokenizer()
+    tiny_model(tokenizer, tied=False).save_pretrained(tmp_path / "untied")
+    tokenizer.save_pretrained(tmp_path / "untied")
+    trace = inputs / "trace.safetensors"
+    files = ["--corpus", inputs / "corpus.txt", "--trace", trace, "--out", tmp_path / "out", "--seq-len", 32]
+    assert call("train", tmp_path / "untied", *files, "--method", method) == 2
+    said = message(capsys)
+    assert f"{trace}: the trace" in said
+    assert "Only in the trace: none. Only in the model: lm_head" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_trace_that_cannot_choose_is_refused(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = LayerTrace.load(inputs / "trace.safetensors")
+    silent = torch.zeros_like(trace.reference_norms)
+    LayerTrace(trace.layers, trace.probe_norms, silent, trace.metadata).save(tmp_path / "t")
+    files = ["--method", "rescale", "--trace", tmp_path / "t", "--out", tmp_path / "out"]
+    assert call("train", *training(inputs, *files)) == 2
+    assert f"{tmp_path / 't'}: the reference gives model.embed_tokens" in message(capsys)
+
+
+def test_train_overwrites_nothing(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert call("train", *training(inputs, "--out", tmp_path)) == 2
+    assert f"{tmp_path}: exists and is not empty: name a new folder, or add --resume" in message(capsys)
+    assert contents(tmp_path) == {"thesis.txt": b"mine"}
+
+
+def test_a_finished_run_is_not_resumed(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("train", *training(inputs, "--out", tmp_path / "out")) == 0
+    capsys.readouterr()
+    before = contents(tmp_path)
+    assert call("train", *training(inputs, "--out", tmp_path / "out", "--resume")) == 2
+    assert "this run is finished" in message(capsys)
+    assert contents(tmp_path) == before
+
+
+def test_a_disk_too_full_for_a_trace_is_named_and_nothing_half_written(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "t.safetensors"
+    with full_disk(100):
+        assert call("trace", inputs / "model", *tracing(inputs), "--out", out) == 2
+    assert f"localopt: {out}: cannot be written: File too large." in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_too_full_for_the_picture_leaves_the_whole_trace(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, picture = tmp_path / "t.safetensors", tmp_path / "t.png"
+    with full_disk(5000):
+        assert call("trace", inputs / "model", *tracing(inputs), "--out", out, "--plot", picture) == 2
+    assert f"localopt: {picture}: cannot be written: File too large." in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["t.safetensors"]
+    assert LayerTrace.load(out).layers
+
+
+def test_a_disk_too_full_for_a_checkpoint_is_named_and_the_run_goes_on_when_there_is_room(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = training(inputs, *scored(inputs), "--out", tmp_path / "out")
+    with full_disk(20_000):
+        assert call("train", *arguments) == 2
+    assert "no checkpoint can be written there" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out" / "model").exists()
+    assert call("train", *arguments, "--resume") == 0
+    assert load_model(str(tmp_path / "out" / "model"))

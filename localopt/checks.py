@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor, nn
 from torch.optim import ASGD, LBFGS, Optimizer, Rprop
 
 from localopt.protocol import Policy, is_binary, is_constant
@@ -13,24 +14,34 @@ from localopt.wrapper import OptimizerWrapper
 
 
 def refuse_at_construction(
-    optimizer: Optimizer, policy: Policy, max_grad_norm: float | None, frozen_state: str, nonfinite: str
+    optimizer: Optimizer,
+    model: nn.Module | None,
+    policy: Policy,
+    max_grad_norm: float | None,
+    frozen_state: str,
+    nonfinite: str,
 ) -> None:
     """Raise TypeError or ValueError for arguments of LocalizedOptimizer that cannot work together."""
     name = type(optimizer).__name__
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"LocalizedOptimizer wraps a torch optimizer, not {name}")
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module or None, not {type(model).__name__}: a policy is given as policy=")
     if isinstance(optimizer, OptimizerWrapper):
         raise ValueError("the optimizer is localized already: two wrappers would rescale twice. Wrap the inner one.")
     if isinstance(optimizer, LBFGS):
         raise ValueError("LBFGS steps all parameters as one vector, so layers cannot be left out: use AdamW or SGD")
     if any(group.get("differentiable") for group in optimizer.param_groups):
         raise ValueError(f"{name} has differentiable=True, but the choice of layers has no gradient: leave it off")
+    if isinstance(policy, type):
+        raise TypeError(f"policy is the class {policy.__name__}: give an instance of it, {policy.__name__}()")
     if not callable(policy):
         raise TypeError(f"policy must be callable (norms -> scales), not {type(policy).__name__}")
+    _refuse_sharded(optimizer)
     if not is_binary(policy):
         _refuse_rescaling(optimizer, policy)
-    if max_grad_norm is not None and not max_grad_norm > 0:
-        raise ValueError(f"max_grad_norm must be > 0 or None, not {max_grad_norm}")
+    if max_grad_norm is not None and not (isinstance(max_grad_norm, (int, float)) and max_grad_norm > 0):
+        raise ValueError(f"max_grad_norm must be a number > 0 or None, not {max_grad_norm!r}")
     _one_of("frozen_state", frozen_state, ("hold", "track", "drop"))
     _one_of("nonfinite", nonfinite, ("skip", "raise"))
     if frozen_state == "drop" and not is_constant(policy):
@@ -40,11 +51,36 @@ def refuse_at_construction(
         )
 
 
+def refuse_nonfinite(names: Sequence[str], norms: Sequence[float]) -> None:
+    """Raise FloatingPointError naming the layers whose norm is NaN or infinite."""
+    bad = ", ".join(f"{name} ({norm:g})" for name, norm in zip(names, norms, strict=True) if not math.isfinite(norm))
+    if bad:
+        raise FloatingPointError(f"gradient norm of {bad} is not finite; nothing was updated")
+
+
+def refuse_shape(policy: Policy, scales: Any, count: int) -> None:
+    """Raise ValueError unless ``scales`` is a tensor of shape (count,)."""
+    if not isinstance(scales, Tensor) or scales.shape != (count,):
+        got = f"shape {tuple(scales.shape)}" if isinstance(scales, Tensor) else type(scales).__name__
+        raise ValueError(f"{policy!r} returned {got}; a policy returns one scale a layer, shape ({count},)")
+
+
 def refuse_scales(policy: Policy, names: Sequence[str], scales: Sequence[float]) -> None:
     """Raise ValueError unless every scale is finite and >= 0."""
     bad = {name: s for name, s in zip(names, scales, strict=True) if not (math.isfinite(s) and s >= 0)}
     if bad:
         raise ValueError(f"{policy!r} returned scales that are not finite numbers >= 0: {bad}; nothing was updated")
+
+
+def _refuse_sharded(optimizer: Optimizer) -> None:
+    from torch.distributed.tensor import DTensor  # not at the top: few runs are sharded
+
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if any(isinstance(parameter, DTensor) for parameter in parameters):
+        raise ValueError(
+            "the parameters are sharded (FSDP2, tensor parallel), and norms over shards are not implemented yet: use "
+            "DistributedDataParallel, or train the layers a trace chose with the optimizer as it is (trace.freeze)"
+        )
 
 
 def _refuse_rescaling(optimizer: Optimizer, policy: Policy) -> None:

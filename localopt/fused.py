@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 
-from localopt.updates import FUSED_TYPES, Group
+from localopt.naming import Group
+from localopt.updates import FUSED_TYPES
 
 # A layer's tensors of one device and dtype: parameters, gradients, then the optimizer's state, in the kernel's order.
 Lists: TypeAlias = list[list[Tensor]]
@@ -81,7 +82,7 @@ def fused_step(
     undo: list[Tensor] = []
     for (layer, device, _), tensors in buckets.items():
         flags, layer_rates, grad_scale = on_device[device]
-        lr = group["lr"] if layer_rates is None else layer_rates[layer]
+        lr = layer_rates[layer] if layer_rates is not None else _near(group["lr"], device)
         _call(optimizer, group, tensors, lr=lr, grad_scale=grad_scale, found_inf=flags[layer])
         if steps:
             counts.extend(tensors[-1])
@@ -89,6 +90,11 @@ def fused_step(
     if steps:
         # The kernels left idle layers alone; their step counts, moved above for all at once, go back.
         torch._foreach_sub_(counts, undo)
+
+
+def _near(lr: float | Tensor, device: torch.device) -> float | Tensor:
+    # A tensor on the CPU is read by the host for free; on another device it has to be brought here.
+    return lr.to(device, non_blocking=True) if isinstance(lr, Tensor) and lr.device.type != "cpu" else lr
 
 
 def _is_plain(parameter: Tensor) -> bool:

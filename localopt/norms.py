@@ -85,6 +85,24 @@ def layer_norms(gradients: Sequence[Tensor | None], layout: Tensor) -> Tensor:
     return squares[layout].sum(dim=1).sqrt().float()
 
 
+def clip_factor(norms: Tensor, scales: Tensor, max_norm: float) -> Tensor:
+    """Return what ``torch.nn.utils.clip_grad_norm_`` over the layers to be updated would multiply gradients by.
+
+    Args:
+        norms, scales: float32 tensors of shape (L,); layers of scale 0 do not count.
+        max_norm: the norm their gradients together are brought down to.
+
+    Returns:
+        A 0-d float32 tensor, at most 1.
+
+    Example:
+        >>> clip_factor(torch.tensor([3.0, 4.0, 100.0]), torch.tensor([1.0, 1.0, 0.0]), 2.5)
+        tensor(0.5000)
+    """
+    total = torch.where(scales > 0, norms, 0.0).square().sum().sqrt()
+    return (max_norm / (total + 1e-6)).clamp(max=1.0)
+
+
 def reference_layer_norms(gradients: Sequence[Tensor | None], layer_of: Sequence[int], count: int) -> Tensor:
     """Say the same as :func:`layer_norms` in the plainest way, in float64 on the CPU: what the tests compare with."""
     squares = torch.zeros(count, dtype=torch.float64)

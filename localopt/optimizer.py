@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, overload
 
 import torch
@@ -25,20 +25,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import StateDict
 
-from localopt.checks import refuse_at_construction, refuse_scales
+from localopt import checkpoint
+from localopt.checks import refuse_at_construction, refuse_nonfinite, refuse_scales, refuse_shape
 from localopt.fused import can_fuse, fused_step
 from localopt.layers import Layers
 from localopt.naming import Layout, lay_out, parameter_names, unpack, weights_by_layer
-from localopt.norms import layer_norms, segments
+from localopt.norms import clip_factor, layer_norms, segments
 from localopt.policies import AboveMean
-from localopt.protocol import Policy, bind, check_state, inspect, is_binary, is_constant, load_state, state_tensors
+from localopt.protocol import Policy, bind, inspect, is_binary, is_constant, state_tensors
 from localopt.report import Report
 from localopt.updates import split_step
 from localopt.wrapper import OptimizerWrapper
-
-# Where policy state travels in a checkpoint: a key of the first parameter group, the one place that torch, distributed
-# checkpoints, accelerate and Trainer all keep, and that a bare optimizer ignores.
-STATE_KEY = "localopt"
 
 
 class LocalizedOptimizer(OptimizerWrapper):
@@ -59,6 +56,7 @@ class LocalizedOptimizer(OptimizerWrapper):
             over those would. The gradients' values after the step are then unspecified. ``math.inf`` clips nothing.
         frozen_state: ``"hold"``: moments and step count of a frozen layer stay as they are. ``"track"``: they move on
             as if the layer were trained, its weights do not. ``"drop"``: layers frozen by a constant policy have none.
+            (Fused kernels on a device give a layer that waits for its first update moments of zero, which is the same.)
         nonfinite: what to do when a layer's norm is NaN or infinite. ``"skip"``: the step changes nothing and is
             counted. ``"raise"``: FloatingPointError naming the layers; waits for the device every step.
 
@@ -90,7 +88,7 @@ class LocalizedOptimizer(OptimizerWrapper):
         frozen_state: Literal["hold", "track", "drop"] = "hold",
         nonfinite: Literal["skip", "raise"] = "skip",
     ) -> None:
-        refuse_at_construction(optimizer, policy, max_grad_norm, frozen_state, nonfinite)
+        refuse_at_construction(optimizer, model, policy, max_grad_norm, frozen_state, nonfinite)
         super().__init__(optimizer)
         self.policy = policy
         self.layers = layers
@@ -102,7 +100,11 @@ class LocalizedOptimizer(OptimizerWrapper):
         self._scales: Tensor | None = None
         self._skipped = torch.zeros((), dtype=torch.int64)
         self._warned_all_frozen = False
+        saved = self.param_groups[0].pop(checkpoint.KEY, None)  # of a checkpoint loaded before this
         self._lay_out(parameter_names(self.param_groups, model))
+        if saved is not None:
+            checkpoint.check(policy, self._layout.names, saved)
+            self._load_policy(saved)
         self._drop_frozen_state()
 
     # -- one step -----------------------------------------------------------------------------------------------------
@@ -119,8 +121,8 @@ class LocalizedOptimizer(OptimizerWrapper):
 
         Raises:
             FloatingPointError: ``nonfinite="raise"`` and a norm is NaN or infinite; nothing was changed.
-            ValueError: the policy returned something that is not one finite scale >= 0 a layer; nothing was changed.
-                (Where fused kernels run on a device the values are only checked by :meth:`report`.)
+            ValueError: the policy returned something that is not one finite scale >= 0 a layer; no parameter changed.
+                (Where fused kernels run on a device, such layers are left alone and :meth:`report` raises.)
         """
         loss = None
         if closure is not None:
@@ -131,16 +133,20 @@ class LocalizedOptimizer(OptimizerWrapper):
             self._bind()
         if self._constant is not None and self.max_grad_norm is None and self.nonfinite == "skip":
             self._norms, self._scales = None, self._constant
-            self._step_on_host(self._constant.tolist(), clip=None)
+            on_host: list[float] | None = self._constant.tolist()
+            self._step_on_host(range(len(self.param_groups)), on_host or [])
         else:
             gradients = [parameter.grad for group in self.param_groups for parameter in group["params"]]
-            self._norms = layer_norms(gradients, self._segments)
-            finite = self._norms.isfinite().all()
+            norms = layer_norms(gradients, self._segments)
+            finite = norms.isfinite().all()
             if self.nonfinite == "raise" and not finite:
-                self._raise_nonfinite(self._norms)
-            self._scales = self._choose(self._norms, finite)
-            self._step(self._norms, self._scales, finite)
-        self.mark_stepped(self.inner)
+                refuse_nonfinite(self._layout.names, norms.tolist())
+            scales = self._choose(norms, finite)
+            on_host = self._step(norms, scales, finite)
+            self._norms, self._scales = norms, scales
+        if on_host is not None and not any(on_host):
+            self._warn_all_frozen(stacklevel=5)  # past the decorators of step, to the line that called it
+        self.inner._opt_called = True  # type: ignore[attr-defined]  # what a scheduler made on it looks for
         return loss
 
     def _choose(self, norms: Tensor, finite: Tensor) -> Tensor:
@@ -150,57 +156,68 @@ class LocalizedOptimizer(OptimizerWrapper):
         before = {key: tensor.clone() for key, tensor in state.items()}
         # A step that does not count (non-finite, or all zero) still runs the policy, on harmless norms, and its state
         # is put back: to decide on the host would be to wait for the device.
-        scales = self._checked(self.policy(torch.where(counts, norms, 1.0)))
+        scales = self._ask(torch.where(counts, norms, 1.0))
         for key, tensor in state.items():
             tensor.copy_(torch.where(counts, tensor, before[key]))
         if self._constant is None:
             scales = torch.where(counts, scales, 1.0)
         return torch.where(finite, scales, 0.0)
 
-    def _step(self, norms: Tensor, scales: Tensor, finite: Tensor) -> None:
-        """Step every layer by its scale: on the device where fused kernels can, else after reading the scales once."""
-        clip = None if self.max_grad_norm is None else _clip_factor(norms, scales, self.max_grad_norm)
+    def _ask(self, norms: Tensor) -> Tensor:
+        scales = self.policy(norms)
+        refuse_shape(self.policy, scales, len(self._layout.names))
+        return scales.to(device=self._home, dtype=torch.float32)
+
+    def _step(self, norms: Tensor, scales: Tensor, finite: Tensor) -> list[float] | None:
+        """Step every layer by its scale: on the device where fused kernels can, else after reading the scales once.
+
+        Returns the scales if they were read and the step was not skipped.
+        """
+        clip = None if self.max_grad_norm is None else clip_factor(norms, scales, self.max_grad_norm)
         self._skipped += ~finite
-        track = self.frozen_state == "track"
-        # The kernels make state for every layer they are shown, the frozen ones too.
-        may_fuse = self.frozen_state != "drop"
-        on_device = [i for i, group in enumerate(self.param_groups) if may_fuse and can_fuse(self.inner, group)]
-        on_host = [i for i in range(len(self.param_groups)) if i not in on_device]
-        if on_host:
+        fused = [i for i, group in enumerate(self.param_groups) if can_fuse(self.inner, group)]
+        rest = [i for i in range(len(self.param_groups)) if i not in fused]
+        numbers = None
+        if rest:
             *numbers, all_finite = torch.cat([scales, finite.reshape(1)]).tolist()
             if not all_finite:
-                return
-            self._step_on_host(numbers, clip, on_host)
-        idle = (~finite | (scales == 0) & (not track)).float()
-        for i in on_device:
-            fused_step(
-                self.inner,
-                self.param_groups[i],
-                self._layout.owners[i],
-                scales,
-                idle=idle,
-                binary=is_binary(self.policy) and not track,
-                clip=clip,
-            )
+                return None
+            self._step_on_host(rest, numbers, clip)
+        track = self.frozen_state == "track"
+        # A scale that is no number is found by report(); here it must not reach the weights.
+        usable = finite & scales.isfinite() & (scales >= 0)
+        idle = (~usable | (scales == 0) & (not track)).float()
+        for i in fused:
+            group, layers = self._ever_trained(i)
+            binary = is_binary(self.policy) and not track
+            fused_step(self.inner, group, layers, scales, idle=idle, binary=binary, clip=clip)
+        return numbers
 
-    def _step_on_host(self, scales: Sequence[float], clip: Tensor | None, groups: Sequence[int] | None = None) -> None:
+    def _step_on_host(self, groups: Iterable[int], scales: Sequence[float], clip: Tensor | None = None) -> None:
         refuse_scales(self.policy, self._layout.names, scales)
-        if not any(scales) and not self._warned_all_frozen:
-            self._warned_all_frozen = True
-            warnings.warn(
-                f"{self.policy!r} froze every layer although there are gradients: nothing was updated in this step. "
-                "This is reported once.",
-                stacklevel=6,  # past the decorators of step, to the line that called it
-            )
-        chosen = range(len(self.param_groups)) if groups is None else groups
         split_step(
             self.inner,
-            [self.param_groups[i] for i in chosen],
-            [self._layout.owners[i] for i in chosen],
+            [self.param_groups[i] for i in groups],
+            [self._layout.owners[i] for i in groups],
             scales,
             clip=clip,
             track=self.frozen_state == "track",
         )
+
+    def _ever_trained(self, index: int) -> tuple[dict[str, Any], Sequence[int]]:
+        """Return a group and its owners without what a constant policy freezes: the kernels would make it a state."""
+        group, layers = self.param_groups[index], self._layout.owners[index]
+        if self._constant is None or self.frozen_state == "track":
+            return group, layers
+        keep = [i for i, layer in enumerate(layers) if self._constant[layer] > 0]
+        return {**group, "params": [group["params"][i] for i in keep]}, [layers[i] for i in keep]
+
+    def _warn_all_frozen(self, stacklevel: int) -> None:
+        if not self._warned_all_frozen:
+            self._warned_all_frozen = True
+            warnings.warn(
+                f"{self.policy!r} freezes every layer: nothing was updated (said once)", stacklevel=stacklevel
+            )
 
     def report(self) -> Report:
         """Say what the last step did. Waits for the device.
@@ -213,6 +230,8 @@ class LocalizedOptimizer(OptimizerWrapper):
             raise RuntimeError("report() tells what the last step did, and there was none yet: call step() first")
         names, scales = self._layout.names, tuple(self._scales.tolist())
         refuse_scales(self.policy, names, scales)
+        if not any(scales) and (self._norms is None or self._norms.isfinite().all()):
+            self._warn_all_frozen(stacklevel=3)
         weights = weights_by_layer(self._layout, self.param_groups)
         sizes = [sum(parameter.numel() for parameter in weights[name]) for name in names]
         norms = None if self._norms is None else tuple(self._norms.tolist())
@@ -266,12 +285,12 @@ class LocalizedOptimizer(OptimizerWrapper):
     def _read_policy(self) -> None:
         """Keep on the host what a policy says for good, so that no step has to wait for it, and what it remembers."""
         ones = torch.ones(len(self._layout.names), device=self._home)
-        self._constant = self._checked(self.policy(ones)).cpu() if is_constant(self.policy) else None
+        self._constant = self._ask(ones).cpu() if is_constant(self.policy) else None
         self._store_policy_state()
 
     def _device(self) -> torch.device:
-        parameters = (parameter for group in self.param_groups for parameter in group["params"])
-        return next(parameters, torch.zeros(())).device
+        first = next((parameter for group in self.param_groups for parameter in group["params"]), None)
+        return torch.device("cpu") if first is None else first.device
 
     def _bind(self) -> None:
         """Tell the policy its layers, and put what lives on the device where the parameters are (they may move)."""
@@ -280,24 +299,13 @@ class LocalizedOptimizer(OptimizerWrapper):
         self._skipped = self._skipped.to(self._home)
         bind(self.policy, self._layout.names, self._home)
 
-    def _checked(self, scales: Tensor) -> Tensor:
-        count = len(self._layout.names)
-        if not isinstance(scales, Tensor) or scales.shape != (count,):
-            got = f"shape {tuple(scales.shape)}" if isinstance(scales, Tensor) else type(scales).__name__
-            raise ValueError(f"{self.policy!r} returned {got}; a policy returns one scale a layer, shape ({count},)")
-        return scales.to(device=self._home, dtype=torch.float32)
-
-    def _raise_nonfinite(self, norms: Tensor) -> None:
-        pairs = zip(self._layout.names, norms.tolist(), strict=True)
-        bad = ", ".join(f"{name} ({norm:g})" for name, norm in pairs if not math.isfinite(norm))
-        raise FloatingPointError(f"gradient norm of {bad} is not finite; nothing was updated")
-
     def _drop_frozen_state(self) -> None:
         if self.frozen_state == "drop" and self._constant is not None:
             scales = dict(zip(self._layout.names, self._constant.tolist(), strict=True))
             for name, parameters in weights_by_layer(self._layout, self.param_groups).items():
-                if scales[name] == 0:
-                    self.drop_state(parameters)
+                for parameter in parameters:
+                    if scales[name] == 0:
+                        self.state.pop(parameter, None)
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -312,49 +320,24 @@ class LocalizedOptimizer(OptimizerWrapper):
         Raises:
             ValueError: saved for other parameters, layers or another policy; nothing was changed.
         """
-        self._check_saved(state_dict["param_groups"][0].get(STATE_KEY))
+        saved = state_dict["param_groups"][0].get(checkpoint.KEY)
+        checkpoint.check(self.policy, self._layout.names, saved)
         super().load_state_dict(state_dict)
-        saved = self.param_groups[0].pop(STATE_KEY, None)
-        if saved is not None and state_tensors(self.policy):
-            load_state(self.policy, saved["state"])
-        self._read_policy()
+        # Read again: a hook may have changed it while it was loaded.
+        self._load_policy(self.param_groups[0].pop(checkpoint.KEY, None))
         self._drop_frozen_state()
 
-    def _store_policy_state(self) -> None:
-        state = state_tensors(self.policy)
-        if state:
-            self.param_groups[0][STATE_KEY] = {
-                "policy": repr(self.policy),
-                "layers": list(self._layout.names),
-                "state": {key: tensor.tolist() for key, tensor in state.items()},
-            }
+    def _load_policy(self, saved: dict[str, Any] | None) -> None:
+        checkpoint.restore(self.policy, saved)
+        self._read_policy()
 
-    def _check_saved(self, saved: dict[str, Any] | None) -> None:
-        if not state_tensors(self.policy):
-            if saved is not None:
-                warnings.warn(
-                    f"the checkpoint holds the state of {saved['policy']}, which {self.policy!r} does not use",
-                    stacklevel=3,
-                )
-        elif saved is None:
-            warnings.warn(f"the checkpoint holds no policy state: {self.policy!r} starts anew", stacklevel=3)
-        else:
-            if saved["layers"] != list(self._layout.names):
-                raise ValueError(
-                    "the checkpoint was saved for other layers: only there "
-                    f"{sorted(set(saved['layers']) - set(self._layout.names))}, only here "
-                    f"{sorted(set(self._layout.names) - set(saved['layers']))}"
-                )
-            check_state(self.policy, state_tensors(self.policy), saved["state"])
+    def _store_policy_state(self) -> None:
+        packed = checkpoint.pack(self.policy, self._layout.names)
+        if packed is not None:
+            self.param_groups[0][checkpoint.KEY] = packed
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_model": None}  # a weak reference does not travel
 
     def __repr__(self) -> str:
         return f"LocalizedOptimizer({self.policy!r}, {len(self._layout.names)} layers) of {self.inner!r}"
-
-
-def _clip_factor(norms: Tensor, scales: Tensor, max_norm: float) -> Tensor:
-    """What ``torch.nn.utils.clip_grad_norm_`` over the layers that are updated would multiply by, 0-d float32."""
-    total = torch.where(scales > 0, norms, 0.0).square().sum().sqrt()
-    return (max_norm / (total + 1e-6)).clamp(max=1.0)

@@ -24,11 +24,12 @@ class Policy(Protocol):
     value on the host (`.item()`, `if tensor`, boolean-mask indexing) makes every training step wait for the device;
     creating a tensor from host data cannot be captured in a CUDA graph. Do both in `bind`.
 
-    Optional parts:
+    One instance belongs to one optimizer. Optional parts:
 
     - `bind(names, device)`: called at construction, when parameters are added and when they change device. `names` are
       the layers in the order of the norms. State of a layer whose name stays must be kept.
-    - `inspect(weights)`: called once after `bind` with each layer's parameters, for rules that look at weights.
+    - `inspect(weights)`: called after `bind` with each layer's parameters, at construction and when parameters are
+      added, for rules that look at weights.
     - `binary: bool`: the scales are only 0 and 1, so the learning rate is passed on untouched.
     - `constant: bool`: the scales never change and do not depend on the norms, which then need not be computed.
     - `state_dict()`, `load_state_dict(state)`: the live device tensors the policy updates in place, by name. The

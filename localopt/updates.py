@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-Group = dict[str, Any]
+from localopt.naming import Group
 
 # These apply a gradient scale inside their kernel, so clipping costs no pass of its own.
 FUSED_TYPES = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import StateDict
 
@@ -91,13 +89,3 @@ class OptimizerWrapper(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._share_hooks()
-
-    def drop_state(self, parameters: list[Tensor]) -> None:
-        """Forget the state (moments, step counts) of these parameters."""
-        for parameter in parameters:
-            self.inner.state.pop(parameter, None)
-
-    @staticmethod
-    def mark_stepped(optimizer: torch.optim.Optimizer) -> None:
-        """Tell a scheduler made on ``optimizer`` that it was stepped, though its patched ``step`` was not called."""
-        optimizer._opt_called = True  # type: ignore[attr-defined]

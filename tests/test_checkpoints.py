@@ -18,6 +18,7 @@ import torch
 from torch.optim import AdamW
 
 from localopt import LocalizedOptimizer
+from localopt.policies import Cyclic, RandomLayers
 from tests.laws import assert_same_bits
 from tests.runs import (
     INNER,
@@ -157,7 +158,7 @@ def test_a_localized_optimizer_loads_the_state_of_a_bare_one(policy: str) -> Non
 def test_state_that_the_policy_has_no_use_for_is_dropped_with_a_warning() -> None:
     _, saved = new_run(policy="Smoothed")
     _, optimizer = new_run(policy="AboveMean")
-    with pytest.warns(UserWarning, match="Smoothed.*does not use"):
+    with pytest.warns(UserWarning, match="Smoothed.*has no use"):
         optimizer.load_state_dict(saved.state_dict())
     assert "localopt" not in optimizer.param_groups[0]
 
@@ -165,7 +166,7 @@ def test_state_that_the_policy_has_no_use_for_is_dropped_with_a_warning() -> Non
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (lambda model, inner: LocalizedOptimizer(inner, model, POLICIES["Every"]()), "saved policy state has"),
+        (lambda model, inner: LocalizedOptimizer(inner, model, POLICIES["Every"]()), "holds the state of Every"),
         (lambda model, inner: LocalizedOptimizer(inner, model, POLICIES["Smoothed"](), layers="parameter"), "layers"),
         (lambda model, inner: LocalizedOptimizer(AdamW(model[0].parameters()), model, POLICIES["Smoothed"]()), "layer"),
     ],
@@ -189,3 +190,21 @@ def test_loading_leaves_the_callers_state_dict_as_it_was() -> None:
     kept = copy.deepcopy(saved)
     new_run()[1].load_state_dict(saved)
     assert_same(saved, kept)
+
+
+def test_a_policy_that_keeps_the_same_kind_of_numbers_is_refused_all_the_same() -> None:
+    model, _ = new_run()
+    cyclic = LocalizedOptimizer(AdamW(model.parameters()), model, Cyclic(every=1))
+    random = LocalizedOptimizer(AdamW(model.parameters()), model, RandomLayers(1, every=1))
+    assert cyclic.state_dict()["param_groups"][0]["localopt"]["state"].keys() == random.policy.state_dict().keys()
+    with pytest.raises(ValueError, match=r"state of Cyclic, the optimizer was given RandomLayers"):
+        random.load_state_dict(cyclic.state_dict())
+
+
+def test_an_optimizer_that_was_loaded_before_it_was_wrapped_keeps_its_policys_state() -> None:
+    model, optimizer = new_run(policy="Smoothed")
+    train(model, optimizer, 0, 3)
+    inner = AdamW(model.parameters(), lr=0.05, foreach=True)
+    inner.load_state_dict(optimizer.state_dict())
+    wrapped = LocalizedOptimizer(inner, model, POLICIES["Smoothed"]())
+    assert_same(wrapped.policy.state_dict(), optimizer.policy.state_dict())

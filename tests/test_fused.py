@@ -30,7 +30,7 @@ STEPS = 5
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=cuda)])
 each_optimizer = pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", "Adagrad"])
-pytestmark = pytest.mark.filterwarnings("ignore:.*froze every layer")
+pytestmark = pytest.mark.filterwarnings("ignore:.*freezes every layer")
 
 
 @pytest.fixture

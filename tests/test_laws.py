@@ -25,7 +25,7 @@ everywhere = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_optimizer = pytest.mark.parametrize("name", INFOS)
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory"),
-    pytest.mark.filterwarnings("ignore:.*froze every layer"),  # random schedules do
+    pytest.mark.filterwarnings("ignore:.*freezes every layer"),  # random schedules do
 ]
 
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from localopt.errors import InputError, writing
+
+if TYPE_CHECKING:
+    from localopt.layer_trace import LayerTrace
 
 app = typer.Typer(
     help="Keep a language model up to date: find the layers new knowledge lives in, train those, leave the rest alone.",
@@ -135,18 +138,22 @@ def train(
 
     A run that was killed goes on from its last checkpoint with the same command and --resume.
     """
+    from localopt.layer_trace import LayerTrace
     from localopt.models import load_model
     from localopt.probes import read_corpus
     from localopt.results import history_table, save_picture
     from localopt.scoring import read_sets
-    from localopt.train import Settings
+    from localopt.train import Settings, refuse_taken
     from localopt.train import train as run
 
+    refuse_taken(out, resume)
     settings = Settings(method, lr, epochs, batch_size, seq_len, bf16, seed)
     texts = [text for path in corpus for text in read_corpus(path)]
     sets = read_sets(probe or [], reference)
+    loaded = None if trace is None else LayerTrace.load(trace)
     network, tokenizer = load_model(model)
-    loaded = None if trace is None else _load_trace(trace, network)
+    if loaded is not None:
+        _check_trace(loaded, trace, network)
     network = _placed(network)
     history = run(network, tokenizer, texts, out, settings, trace=loaded, sets=sets, resume=resume, progress=True)
     if sets:
@@ -204,18 +211,15 @@ def _placed(network: Any) -> Any:
     return network.to(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else network
 
 
-def _load_trace(path: Path, network: Any) -> Any:
-    """Load a trace, and check that it is one of this model and can choose layers."""
-    from localopt.layer_trace import LayerTrace
+def _check_trace(loaded: LayerTrace, path: Path | None, network: Any) -> None:
+    """Refuse a trace that is of another model, or cannot choose layers."""
     from localopt.layers import partition
 
-    loaded = LayerTrace.load(path)
     try:
         loaded.check(partition((name for name, _ in network.named_parameters()), loaded.partition()).values())
         _ = loaded.relative_norms
     except ValueError as error:
         raise InputError(f"{path}: {error}.") from error
-    return loaded
 
 
 def _say_written(*paths: Path | None) -> None:

@@ -157,6 +157,16 @@ def make_optimizer(model: nn.Module, settings: Settings, trace: LayerTrace | Non
     return optimizer
 
 
+def refuse_taken(out: Path, resume: bool) -> None:
+    """Raise InputError if a run can neither begin in this folder nor, with ``resume``, go on there."""
+    if resume and (out / "history.json").is_file():
+        if (out / "model").exists():
+            raise InputError(f"{out}: this run is finished, its model is in {out / 'model'}: name a new folder.")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        remedy = "name a new folder" if resume else "name a new folder, or add --resume to go on with the run in it"
+        raise InputError(f"{out}: exists and is not empty: {remedy}.")
+
+
 def refuse_longer(seq_len: int, model: nn.Module) -> None:
     """Raise InputError if the model cannot read this many tokens at once."""
     longest = positions(model)
@@ -188,15 +198,11 @@ def _fingerprints(
 
 
 def _history(out: Path, settings: Settings, inputs: dict[str, str], resume: bool) -> History:
-    """Return the history of the run to resume, or a new one if ``out`` can take it."""
+    """Return the history of the run to resume, or a new one."""
+    refuse_taken(out, resume)
     path = out / "history.json"
-    if resume and path.is_file():
-        history = History.load(path)
-        if (out / "model").exists():
-            raise InputError(f"{out}: this run is finished, its model is in {out / 'model'}: name a new folder.")
-        history.refuse_other(asdict(settings), inputs, out)
-        return history
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        remedy = "name a new folder" if resume else "name a new folder, or add --resume to go on with the run in it"
-        raise InputError(f"{out}: exists and is not empty: {remedy}.")
-    return History(asdict(settings), inputs)
+    if not path.is_file():
+        return History(asdict(settings), inputs)
+    history = History.load(path)
+    history.refuse_other(asdict(settings), inputs, out)
+    return history

@@ -1,12 +1,13 @@
 """Model + examples -> one gradient norm a layer.
 
-The readable way, and the one that faster ways are held to: one example, one backward pass, and every gradient measured
-and let go of the moment it is finished, so that two gradients of the whole model, or one, are never alive at once.
+The loop here is the readable way, and the one that :mod:`localopt.ghost` is held to: one example, one backward pass,
+and every gradient measured and let go of the moment it is finished, so that two gradients of the whole model, or one,
+are never alive at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -17,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from localopt.errors import InputError
 from localopt.examples import Batch, moved
+from localopt.ghost import Batched
 from localopt.norms import squared_norm
 
 Average = Literal["norms", "gradients"]
@@ -29,6 +31,7 @@ def average_norms(
     examples: Iterable[Batch],
     layer_of: Mapping[str, str],
     *,
+    batched: Batched,
     average: Average = "norms",
     loss: Loss | None = None,
     of: str = "examples",
@@ -39,6 +42,7 @@ def average_norms(
         model: as :func:`borrowed` lends it.
         examples: batches of one row.
         layer_of: parameter name -> layer name, for the parameters to measure; every one requires a gradient.
+        batched: measures whole batches where it can; what it refuses is measured one by one.
         average: ``"norms"``, N_l = mean over x of ||g_l(x)||, or ``"gradients"``, N_l = ||mean over x of g_l(x)||. The
             second keeps one float32 sum of gradients for the whole model.
         loss: see :func:`localopt.trace.trace_layers`.
@@ -55,25 +59,42 @@ def average_norms(
     keep = partial(_add, sums) if average == "gradients" else None
     total = torch.zeros(len(layers), dtype=torch.float64)
     count = 0
-    for example in examples:
-        where = f"example {count} (from 0) of the {of}"
-        norms = _example_norms(model, example, layer_of, loss or _own_loss, where, keep)
-        bad = [layer for layer, norm in zip(layers, norms.tolist(), strict=True) if not norm < float("inf")]
-        if bad:
-            raise InputError(f"{where}: the gradient of {', '.join(bad)} is not finite; trace in float32 or bfloat16")
-        total += norms
-        count += 1
+    for group in batched.groups(examples):
+
+        def alone(row: int, group: Sequence[Batch] = group, first: int = count) -> dict[str, Tensor]:
+            where = _where(first + row, of)
+            return _example_squares(model, group[row], layer_of, loss or _own_loss, where, keep)
+
+        together = batched.squares(group, alone)
+        for squares in [together] if together is not None else map(alone, range(len(group))):
+            norms = _layer_norms(squares, layer_of)
+            _check_norms(norms, layers, count, of)
+            total += norms.sum(0)
+            count += len(norms)
     if count == 0:
         raise InputError(f"the {of} holds no example")
     if average == "gradients":
-        total = _layer_norms({name: squared_norm(value / count) for name, value in sums.items()}, layer_of) * count
+        total = _layer_norms({name: squared_norm(value / count) for name, value in sums.items()}, layer_of)[0] * count
     return (total / count).float(), count
 
 
-def _example_norms(
+def _where(number: int, of: str) -> str:
+    return f"example {number} (from 0) of the {of}"
+
+
+def _check_norms(norms: Tensor, layers: Sequence[str], first: int, of: str) -> None:
+    for number, row in enumerate(norms.tolist(), first):
+        bad = [layer for layer, norm in zip(layers, row, strict=True) if not norm < float("inf")]
+        if bad:
+            raise InputError(
+                f"{_where(number, of)}: the gradient of {', '.join(bad)} is not finite; trace in float32 or bfloat16"
+            )
+
+
+def _example_squares(
     model: nn.Module, example: Batch, layer_of: Mapping[str, str], loss: Loss, where: str, keep: Keep | None = None
-) -> Tensor:
-    """||g_l(x)|| of one example for each layer, shape (L,), float64 on the CPU; every gradient goes to ``keep`` too."""
+) -> dict[str, Tensor]:
+    """Squared norm of one example's gradient for each parameter, 0-d; every gradient goes to ``keep`` too."""
     squares: dict[str, Tensor] = {}
     again: set[str] = set()
 
@@ -102,7 +123,7 @@ def _example_norms(
             "Reentrant gradient checkpointing does this to a weight used in several segments: switch checkpointing "
             "off, or use use_reentrant=False"
         )
-    return _layer_norms(squares, layer_of)
+    return squares
 
 
 def _on_gradient(parameter: nn.Parameter, hook: Callable[[Tensor], None]) -> RemovableHandle:
@@ -111,13 +132,16 @@ def _on_gradient(parameter: nn.Parameter, hook: Callable[[Tensor], None]) -> Rem
 
 
 def _layer_norms(squares: Mapping[str, Tensor], layer_of: Mapping[str, str]) -> Tensor:
-    """Squared norms of parameters (absent ones are 0) -> norms of layers, with one transfer from each device."""
+    """Squared norms of parameters, for one example or for B (absent ones are 0) -> norms of layers, (B, L) float64.
+
+    There is one transfer from each device.
+    """
     position = {layer: index for index, layer in enumerate(dict.fromkeys(layer_of.values()))}
-    total = torch.zeros(len(position), dtype=torch.float64)
+    total = torch.zeros(next((s.numel() for s in squares.values()), 1), len(position), dtype=torch.float64)
     for device in {square.device for square in squares.values()}:
         here = {name: square for name, square in squares.items() if square.device == device}
         index = torch.tensor([position[layer_of[name]] for name in here])
-        total.index_add_(0, index, torch.stack(list(here.values())).cpu().double())
+        total.index_add_(1, index, torch.stack(list(here.values()), dim=-1).cpu().double().reshape(len(total), -1))
     return total.sqrt()
 
 

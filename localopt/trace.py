@@ -9,6 +9,7 @@ R_l is the *relative gradient norm* of Fernandez, Bisk and Strubell 2024 (arXiv 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from operator import length_hint
@@ -22,11 +23,14 @@ from torch import nn
 from localopt import __version__
 from localopt.errors import InputError
 from localopt.examples import one_by_one
+from localopt.ghost import Batched
 from localopt.layer_trace import LayerTrace
 from localopt.layers import Layers, partition
 from localopt.measure import Average, Loss, average_norms, borrowed, refuse_wrapped
 
 __all__ = ["LayerTrace", "trace_layers"]
+
+logger = logging.getLogger(__name__)
 
 
 def trace_layers(
@@ -37,13 +41,23 @@ def trace_layers(
     layers: Layers = "sublayer",
     average: Average = "norms",
     loss: Loss | None = None,
+    batch_size: int | None = None,
     progress: bool = False,
 ) -> LayerTrace:
-    """Measure each layer's gradient norm on ``probe`` and on ``reference``, one example at a time.
+    """Measure each layer's gradient norm on ``probe`` and on ``reference``, for every example apart.
 
     The model is run in evaluation mode and given back as it was: training modes, gradients, hooks and random state.
-    Every gradient is measured and dropped as soon as it is finished, so tracing needs the memory of the weights and of
-    one example's activations, and not that of the gradients.
+
+    A causal language model of transformers (and LoRA on one) is measured a batch at a time: one forward and one
+    backward pass give the norm of every example's gradient without computing a gradient of any parameter (see
+    :mod:`localopt.ghost`). That needs the memory of the weights and of one batch's activations. Its norms are those of
+    the loop over single examples within 1e-3, which is checked on the first batch and on the first padded one.
+
+    Everything else is measured in that loop: other models and losses, parameters used in a way that has no rule (fused
+    experts, convolutions), examples with more than ``input_ids``, ``labels`` and ``attention_mask``, and
+    ``average="gradients"``. Every gradient is dropped as soon as it is measured, so the loop needs the memory of the
+    weights and of one example's activations. The trace's ``metadata["method"]`` says which of the two it was, and why;
+    so does the log, and the bar.
 
     Parameters with ``requires_grad=False`` are left out, and so are layers made of nothing else: a peft model is traced
     on its adapters, a model someone froze on what is still trained. Parameters without a gradient count as 0, and a
@@ -60,12 +74,15 @@ def trace_layers(
         average: ``"norms"`` for the mean of the examples' norms, ``"gradients"`` for the norm of their mean gradient,
             which needs memory for one float32 gradient of the whole model.
         loss: ``loss(model, batch)`` -> scalar tensor; None for the ``loss`` the model itself returns.
+        batch_size: examples measured together; None for as many as fit in 1024 positions, padding included. So many
+            are read ahead and held, at most. 1 forces the loop.
         progress: show a bar with the remaining time on standard error.
 
     Raises:
         InputError: a set is empty, or an example has no loss, no labeled token, or a loss or gradient that is not
             finite; the message names the example.
-        ValueError: the model is wrapped, has nothing to train, or uses reentrant checkpointing on a shared weight.
+        ValueError: ``batch_size`` is not positive, or the model is wrapped, has nothing to train, or uses reentrant
+            checkpointing on a shared weight.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
@@ -78,6 +95,8 @@ def trace_layers(
     """
     if average not in ("norms", "gradients"):
         raise ValueError(f"average must be 'norms' or 'gradients', not {average!r}")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, or None for a size that suits the examples, not {batch_size}")
     if probe is reference and isinstance(probe, Iterator):
         raise ValueError("probe and reference are the same iterator, which can be read only once: give two")
     refuse_wrapped(model, "trace")
@@ -88,14 +107,21 @@ def trace_layers(
     with borrowed(model), _bar(progress) as bar:
         # Both sets are opened first: an empty reference should not cost a pass over the probe.
         sets = {"probe": (probe, _opened(probe, "probe")), "reference": (reference, _opened(reference, "reference"))}
+        batched = Batched(model, trained, batch_size, _refusal(average, loss))
         norms, counts = {}, {}
         for of, (items, opened) in sets.items():
             examples = one_by_one(bar.track(opened, total=length_hint(items) or None, description=of), of)
-            norms[of], counts[of] = average_norms(model, examples, trained, average=average, loss=loss, of=of)
+            norms[of], counts[of] = average_norms(
+                model, examples, trained, batched=batched, average=average, loss=loss, of=of
+            )
+        logger.info("traced %s", batched.method)
+        if progress:
+            bar.console.print(f"traced {batched.method}", highlight=False, markup=False)
     metadata = {
         "model": getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__,
         "partition": layers if isinstance(layers, str) else "custom",
         "average": average,
+        "method": batched.method,
         "probe_examples": counts["probe"],
         "reference_examples": counts["reference"],
         "dtype": ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})),
@@ -103,6 +129,12 @@ def trace_layers(
         "torch": torch.__version__,
     }
     return LayerTrace(tuple(dict.fromkeys(trained.values())), norms["probe"], norms["reference"], metadata)
+
+
+def _refusal(average: Average, loss: Loss | None) -> str | None:
+    if average == "gradients":
+        return "average='gradients' needs the gradients themselves"
+    return None if loss is None else "a loss of one's own may join the rows of a batch"
 
 
 def _bar(shown: bool) -> Progress:

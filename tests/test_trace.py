@@ -189,7 +189,7 @@ def test_a_part_that_gets_no_gradient_counts_as_zero() -> None:
 def test_half_precision_is_measured_and_averaged_in_float32() -> None:
     model = tiny_models.llama().to(torch.bfloat16)
     data = tiny_models.examples(40, length=4)
-    assert_close(trace_layers(model, data, data[:1]).probe_norms, mean_of_norms(model, data))
+    assert_close(trace_layers(model, data, data[:1], batch_size=1).probe_norms, mean_of_norms(model, data))
     assert_close(trace_layers(model, data, data[:1], average="gradients").probe_norms, norm_of_mean(model, data))
 
 

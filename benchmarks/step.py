@@ -110,7 +110,7 @@ def _share_table(name: str, workload: Workload, shares: dict[float, Any], rates:
         caption=(
             f"Medians (quartiles) of ratios. Fused AdamW: {bare * 1e3:.1f} ms, {7 * nbytes / bare / 1e9:.0f} GB/s. "
             f"Norms: {norms * 1e3:.1f} ms, {nbytes / norms / 1e9:.0f} GB/s, {nbytes / norms / rates['read']:.0%} of "
-            f"the read bandwidth. The machine reads {rates['read'] / 1e9:.0f} and copies {rates['copy'] / 1e9:.0f} GB/s."
+            f"the read bandwidth; this machine reads {rates['read'] / 1e9:.0f}, copies {rates['copy'] / 1e9:.0f} GB/s."
         ),
     )
     table.add_column("share updated")

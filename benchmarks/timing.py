@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -55,6 +55,18 @@ def interleave(contenders: Sequence[Contender], rounds: int, *, warm_up: int = 2
                 if i >= 0:
                     seconds[contender.name].append(elapsed)
     return {name: Timing(name, tuple(taken), errors.get(name)) for name, taken in seconds.items()}
+
+
+def rounds_of(timed: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Timing]:
+    """Call every function once a round, each returning its seconds; the first round is a warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    with Progress(transient=True) as progress:
+        for i in progress.track(range(-1, rounds)):
+            for name, function in timed.items():
+                elapsed = function()
+                if i >= 0:
+                    seconds[name].append(elapsed)
+    return {name: Timing(name, tuple(taken)) for name, taken in seconds.items()}
 
 
 def once(step: Callable[[], Any], device: torch.device) -> float:

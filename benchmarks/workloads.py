@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -68,18 +68,24 @@ class Workload:
 
     def choose(self, share: float) -> tuple[list[str], float]:
         """Return layers spread over the model that hold about ``share`` of the parameters, and their true share."""
-        sizes: dict[str, int] = {}
-        for name, layer in self.layer_of.items():
-            sizes[layer] = sizes.get(layer, 0) + self.parameters[name].numel()
-        order = sorted(sizes)
-        random.Random(0).shuffle(order)
-        chosen: list[str] = []
-        taken = 0
-        for layer in order:
-            if taken + sizes[layer] <= share * self.elements * 1.01:
-                chosen.append(layer)
-                taken += sizes[layer]
-        return chosen, taken / self.elements
+        return spread(self.parameters, share)
+
+
+def spread(parameters: Mapping[str, Tensor], share: float) -> tuple[list[str], float]:
+    """Choose layers all over a model, the same in every run, that hold about ``share`` of its parameters."""
+    sizes: dict[str, int] = {}
+    for name, layer in partition(parameters).items():
+        sizes[layer] = sizes.get(layer, 0) + parameters[name].numel()
+    order = sorted(sizes)
+    random.Random(0).shuffle(order)
+    everything = sum(sizes.values())
+    chosen: list[str] = []
+    taken = 0
+    for layer in order:
+        if taken + sizes[layer] <= share * everything * 1.01:
+            chosen.append(layer)
+            taken += sizes[layer]
+    return chosen, taken / everything
 
 
 def of_model(name: str, dtype: torch.dtype, device: str) -> Workload:

@@ -179,9 +179,12 @@ class LayerTrace:
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is not a trace, or a damaged one ({error}): trace again") from error
 
+    def _model_name(self) -> str:
+        return Path(str(self.metadata.get("model", ""))).name  # without the folders before it, or the hub's owner
+
     def table(self) -> Table:
         """Return a table for :func:`rich.print`: norms, R, and what TGL + FP and TGL + ALR make of them."""
-        name = self.metadata.get("model", "")
+        name = self._model_name()
         table = Table(title=f"{name}: relative gradient norms" if name else "relative gradient norms")
         table.add_column("layer", no_wrap=True)
         for title in ("probe", "reference", "relative", "FP trains", "ALR"):
@@ -214,7 +217,7 @@ class LayerTrace:
             dict(zip(self.layers, relative.tolist(), strict=True)),
             center=relative.mean().item(),
             marked=[layer for layer, scale in self.frozen_parameters().scales.items() if scale > 0],
-            title=title if title is not None else str(self.metadata.get("model", "")),
+            title=title if title is not None else self._model_name(),
             label="relative gradient norm",
         )
         if path is not None:

@@ -51,7 +51,8 @@ def trace_layers(
     A causal language model of transformers (and LoRA on one) is measured a batch at a time: one forward and one
     backward pass give the norm of every example's gradient without computing a gradient of any parameter (see
     :mod:`localopt.ghost`). That needs the memory of the weights and of one batch's activations. Its norms are those of
-    the loop over single examples within 1e-3, which is checked on the first batch and on the first padded one.
+    the loop over single examples within 1e-3, which is checked on one example of the first batch of each kind (of one
+    example, of several, with padding).
 
     Everything else is measured in that loop: other models and losses, parameters used in a way that has no rule (fused
     experts, convolutions), examples with more than ``input_ids``, ``labels`` and ``attention_mask``, and

@@ -152,6 +152,14 @@ def test_every_dtype_is_as_close_as_it_is_precise(dtype: torch.dtype) -> None:
     assert_same_norms(together, trace_layers(model, data, data, batch_size=1), rtol=max(torch.finfo(dtype).eps, 1e-6))
 
 
+def test_a_model_may_run_in_mixed_precision() -> None:
+    model, data = causal("Llama"), ragged()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        together, apart = (trace_layers(model, data, data, batch_size=size) for size in (None, 1))
+    assert together.metadata["method"] == "batched"
+    assert_same_norms(together, apart, rtol=torch.finfo(torch.bfloat16).eps)
+
+
 def test_masks_of_the_examples_are_kept() -> None:
     model = causal("Llama")
     data = [{**example, "attention_mask": (torch.arange(len(example["labels"])) > 1).long()} for example in ragged()]
@@ -248,7 +256,8 @@ def compiled() -> Any:
     [
         (
             looped,
-            "model.layers.0.mlp.gate_proj.weight is used by torch.nn.functional.linear several times in one forward pass",
+            "model.layers.0.mlp.gate_proj.weight is used by torch.nn.functional.linear "
+            "several times in one forward pass",
         ),
         (hooked, "hooks on the gradient of lm_head.weight have to see it"),
         (compiled, "the model is compiled"),
@@ -286,6 +295,12 @@ def test_what_goes_wrong_only_with_padding_is_noticed_on_the_first_padded_batch(
     assert "in a batch and" in together.metadata["method"]
     apart = trace_layers(model, even, uneven, batch_size=1)
     assert_same_norms(together, apart)
+
+
+def test_a_batch_of_one_does_not_vouch_for_larger_ones() -> None:
+    model, data = built(Coupled), ragged(4)
+    assert trace_layers(model, data, data, batch_size=2).metadata["method"] != "batched"
+    assert "in a batch and" in trace_layers(model, data[:1], data, batch_size=2).metadata["method"]
 
 
 def test_examples_that_cannot_be_put_together_are_measured_one_by_one_from_there_on() -> None:

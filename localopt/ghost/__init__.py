@@ -8,10 +8,11 @@ batch, and they are all that the norm needs:
 
 (Goodfellow 2015, arXiv 1510.01799, for one position; Li et al. 2022, arXiv 2110.05679, section 4, for sequences.)
 
-    uses.py     which torch functions take a parameter, and what each means for its gradient
-    rules.py    the sums, from activations and gradients of outputs
-    batch.py    examples -> a padded batch; logits -> one loss an example
-    batched.py  when this may be done, held to the loop over single examples
+    rules.py      the sums, from activations and gradients of outputs
+    collected.py  what one backward pass has shown of every parameter
+    uses.py       which torch functions take a parameter, and what each means for its gradient
+    batch.py      examples -> a padded batch; logits -> one loss an example
+    batched.py    when all this may be done, held to the loop over single examples
 """
 
 from localopt.ghost.batched import Batched

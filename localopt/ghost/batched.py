@@ -23,8 +23,8 @@ TOLERANCE = 1e-3
 class Batched:
     """Measures batches for as long as the results are the loop's.
 
-    The first batch, and the first one with padding, are compared with the loop on one of their examples, parameter by
-    parameter. What no rule foresees (a loss that couples the rows, say) shows up there.
+    The first batch of its kind (of one example, of several, with padding) is compared with the loop on one example,
+    parameter by parameter. What no rule foresees (a loss that couples the rows, say) shows up there.
 
     Args:
         model: as :func:`localopt.measure.borrowed` lends it.
@@ -43,7 +43,7 @@ class Batched:
         self._model = model
         self._parameters = {name: parameters[name] for name in names}
         self._size = size
-        self._checked: set[bool] = set()
+        self._checked: set[tuple[bool, bool]] = set()
         self.refusal = refusal or ("batch_size=1" if size == 1 else _refusal(model, self._parameters))
 
     @property
@@ -56,9 +56,7 @@ class Batched:
         return ([example] for example in examples) if self.refusal else grouped(examples, self._size)
 
     def squares(self, examples: Sequence[Batch], alone: Callable[[int], Squares]) -> Squares | None:
-        """Return each parameter's squared gradient norms, (B,), or None where the loop has to be asked.
-
-        That is so once there is a ``refusal``, and where a loss or norm is not finite: the loop knows what to say.
+        """Return each parameter's squared gradient norms, (B,), or None where there is (now) a ``refusal``.
 
         Args:
             examples: B batches of one row.
@@ -74,7 +72,7 @@ class Batched:
             self.refusal = f"the batch failed ({next(iter(str(error).splitlines()), type(error).__name__)})"
         return None
 
-    def _squares(self, examples: Sequence[Batch], alone: Callable[[int], Squares]) -> Squares | None:
+    def _squares(self, examples: Sequence[Batch], alone: Callable[[int], Squares]) -> Squares:
         batch = padded(examples, next(self._model.parameters()).device)
         uses = Uses(self._parameters, batch.labels.shape)
         with _without_gradients(self._model):
@@ -86,27 +84,34 @@ class Batched:
             each = losses(logits, batch.labels)
             del output, logits
             if not each.requires_grad or not each.isfinite().all():
-                return None
+                raise NotBatchable("a loss is not finite, or depends on nothing")  # the loop says which, and raises
             each.sum().backward()  # type: ignore[no-untyped-call]
-        squares = {name: square.clamp(min=0) for name, square in uses.squares().items()}
+        squares = {name: square.clamp(min=0) for name, square in uses.collected.squares().items()}
         if not all(square.isfinite().all() for square in squares.values()):
-            return None
-        if batch.even not in self._checked:
+            raise NotBatchable("a norm is not finite")
+        kind = batch.even, len(examples) > 1
+        if kind not in self._checked:
             shortest = min(range(len(examples)), key=lambda row: examples[row]["input_ids"].shape[-1])
             self._compare(shortest, squares, alone(shortest))
-            self._checked.add(batch.even)
+            self._checked.add(kind)
         return squares
 
     def _compare(self, row: int, squares: Squares, alone: Squares) -> None:
         expected = {name: float(square) ** 0.5 for name, square in alone.items()}
         found = {name: float(square[row]) ** 0.5 for name, square in squares.items()}
         # A gradient that is zero but for rounding (of the bias of keys, say) cannot be told to three digits.
-        tolerance = max(TOLERANCE, *(4 * torch.finfo(p.dtype).eps for p in self._parameters.values()))
+        tolerance = max(TOLERANCE, *(4 * torch.finfo(dtype).eps for dtype in self._dtypes()))
         noise = tolerance / 100 * max(expected.values(), default=0.0)
         for name in self._parameters:
             norm, batched = expected.get(name, 0.0), found.get(name, 0.0)
             if not abs(norm - batched) <= tolerance * norm + noise:
                 raise NotBatchable(f"{name} has norm {batched:.4g} in a batch and {norm:.4g} in the loop")
+
+    def _dtypes(self) -> set[torch.dtype]:
+        """What is computed in."""
+        parameters = self._parameters.values()
+        cast = {p.device.type for p in parameters if torch.is_autocast_enabled(p.device.type)}
+        return {p.dtype for p in parameters} | {torch.get_autocast_dtype(device) for device in cast}
 
 
 @contextmanager

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from localopt.ghost import rules
+from localopt.ghost.collected import Collected
+from localopt.ghost.rules import Rows
 
-Measure = Callable[..., None]
+Measure = Callable[[Tensor], None]
 
 
 class NotBatchable(Exception):
@@ -36,16 +37,10 @@ class Uses(TorchFunctionMode):
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._batch, self._tokens = shape
         self._derived: list[Tensor] = []  # kept alive: a tensor is known by its id
-        self._inputs: dict[tuple[int, int], rules.Rows] = {}
-        self._looked_up: dict[str, Tensor] = {}
+        self._inputs: dict[tuple[int, int], Rows] = {}
+        self._looked_up: set[str] = set()
         self._multiplied: set[str] = set()
-        self._tied: dict[str, tuple[Tensor, Tensor]] = {}
-        self._squares: dict[str, Tensor] = {}
-        self._gradients: dict[str, Tensor] = {}
-
-    def squares(self) -> dict[str, Tensor]:
-        """Squared gradient norms, (B,) each, of the parameters that have a gradient; after the backward pass."""
-        return self._squares | {name: rules.squares(value) for name, value in self._gradients.items()}
+        self.collected = Collected(self._batch)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
@@ -86,30 +81,20 @@ class Uses(TorchFunctionMode):
         inputs = self._read(name, input) if name else None
 
         def measure(gradient: Tensor) -> None:
-            outputs = rules.rows(gradient, self._batch)
             if name and inputs:
-                self._squares[name] = rules.matrix(inputs, outputs)
-                if name in self._looked_up:
-                    self._tie(name, rules.rows(inputs.source, self._batch), outputs)
-                inputs.release()
+                self.collected.matrix(name, inputs, gradient)
             if bias_name:
-                self._add(bias_name, gradient, gradient.shape[-1:])
+                self.collected.add(bias_name, gradient, gradient.shape[-1:])
 
         return self._measured(output, measure)
 
-    def _read(self, name: str, input: Tensor) -> rules.Rows:
+    def _read(self, name: str, input: Tensor) -> Rows:
         if name in self._multiplied:
             raise _Unruled("several times in one forward pass")
         self._multiplied.add(name)
-        inputs = self._inputs.setdefault((id(input), input._version), rules.Rows(input))
+        inputs = self._inputs.setdefault((id(input), input._version), Rows(input))
         inputs.readers += 1
         return inputs
-
-    def _tie(self, name: str, inputs: Tensor, outputs: Tensor) -> None:
-        """Keep what the embedding will need for 2 <G_in, G_out> = 2 sum over s, t of b_t[id_s] (a_t . c_s)."""
-        ids = self._looked_up[name]
-        index = ids[:, None, :].expand(-1, outputs.shape[1], -1)
-        self._tied[name] = inputs, outputs.gather(2, index).to(rules.wide(outputs.dtype))
 
     def _embedding(
         self,
@@ -128,19 +113,14 @@ class Uses(TorchFunctionMode):
             raise _Unruled("several times in one forward pass")
         if input.dim() == 2 and input.shape[0] == 1:
             input = input.expand(self._batch, -1)  # positions, which all examples share
-        ids = self._looked_up[name] = input.reshape(self._batch, -1) if len(input) == self._batch else input
-
-        def measure(gradient: Tensor) -> None:
-            values = rules.rows(gradient, self._batch)
-            if padding_idx is not None:
-                values = values.masked_fill((ids == padding_idx % len(weight))[..., None], 0)
-            square = rules.lookup(ids, values)
-            if name in self._tied:
-                inputs, gathered = self._tied.pop(name)
-                square = square + self._squares[name] + 2 * rules.contraction(rules.products(inputs, values), gathered)
-            self._squares[name] = square
-
-        return self._measured(F.embedding(input, weight, padding_idx), measure)
+        self._looked_up.add(name)
+        padding = None if padding_idx is None else padding_idx % len(weight)
+        output = self._measured(
+            F.embedding(input, weight, padding_idx),
+            lambda gradient: self.collected.lookup(name, gradient, padding),
+        )
+        self.collected.looked_up(name, input.reshape(self._batch, -1))
+        return output
 
     def _layer_norm(
         self,
@@ -174,15 +154,6 @@ class Uses(TorchFunctionMode):
             raise _Unruled("with something that is not an activation")
         return self._scaled(output, None, weight, lambda: other)
 
-    def _cast(self, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self._same(weight, weight.to(*args, **kwargs))
-
-    def _float(self, weight: Tensor) -> Tensor:
-        return self._same(weight, weight.float())
-
-    def _type_as(self, weight: Tensor, other: Tensor) -> Tensor:
-        return self._same(weight, weight.type_as(other))
-
     def _same(self, weight: Tensor, value: Tensor) -> Tensor:
         """``value`` is the parameter plus a number: its gradient is the parameter's."""
         name = self._name(weight)
@@ -203,15 +174,11 @@ class Uses(TorchFunctionMode):
 
         def measure(gradient: Tensor) -> None:
             if name and weight is not None:
-                self._add(name, gradient * factor(), weight.shape)
+                self.collected.add(name, gradient * factor(), weight.shape)
             if bias_name and bias is not None:
-                self._add(bias_name, gradient, bias.shape)
+                self.collected.add(bias_name, gradient, bias.shape)
 
         return self._measured(output, measure)
-
-    def _add(self, name: str, values: Tensor, shape: torch.Size) -> None:
-        gradient = rules.summed(values, self._batch, shape)
-        self._gradients[name] = self._gradients[name] + gradient if name in self._gradients else gradient
 
     def _measured(self, output: Tensor, measure: Measure) -> Tensor:
         """Call ``measure`` with the gradient of ``output``, and let go of all it holds afterwards."""
@@ -223,7 +190,8 @@ class Uses(TorchFunctionMode):
         del measure
 
         def once(gradient: Tensor) -> None:
-            waiting.pop()(gradient)
+            with torch.autocast(gradient.device.type, enabled=False):
+                waiting.pop()(gradient)
 
         if output.requires_grad:
             output.register_hook(once)  # type: ignore[no-untyped-call]
@@ -251,6 +219,15 @@ def _flat(values: Sequence[Any]) -> Iterator[Any]:
             yield value
 
 
+def _casting(func: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def rule(uses: Uses, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        result = func(value, *args, **kwargs)
+        # Otherwise an activation is cast, and the parameter only says to what.
+        return uses._same(value, result) if uses._name(value) else result
+
+    return rule
+
+
 _RULES: dict[Callable[..., Any], Callable[..., Tensor]] = {
     F.linear: Uses._linear,
     torch.addmm: Uses._addmm,
@@ -261,8 +238,6 @@ _RULES: dict[Callable[..., Any], Callable[..., Tensor]] = {
     Tensor.mul: Uses._mul,
     torch.add: Uses._add_to,
     Tensor.add: Uses._add_to,
-    Tensor.to: Uses._cast,
-    Tensor.float: Uses._float,
-    Tensor.type_as: Uses._type_as,
+    **{cast: _casting(cast) for cast in (Tensor.to, Tensor.float, Tensor.type_as)},
 }
 _WITHOUT_GRADIENT = {Tensor.detach, Tensor.data.__get__}  # type: ignore[attr-defined]

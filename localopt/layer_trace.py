@@ -39,7 +39,8 @@ class LayerTrace:
         probe_norms: N_l(probe), float32 CPU tensor of shape (L,).
         reference_norms: N_l(reference), likewise.
         metadata: what was measured: ``model``, ``partition`` ("sublayer", "block", "parameter" or "custom"),
-            ``average``, ``method`` ("batched", or "one by one: " and why), ``probe_examples`` and ``reference_examples`` (counts), ``dtype``, ``localopt``, ``torch``.
+            ``average``, ``method`` ("batched", or "one by one: " and why), ``probe_examples`` and
+            ``reference_examples`` (counts), ``dtype``, ``localopt``, ``torch``.
 
     Example:
         >>> trace = LayerTrace(("h.0.mlp", "h.1.mlp"), torch.tensor([1.0, 6.0]), torch.tensor([2.0, 2.0]))

@@ -115,9 +115,9 @@ def trace_layers(
             norms[of], counts[of] = average_norms(
                 model, examples, trained, batched=batched, average=average, loss=loss, of=of
             )
-        logger.info("traced %s", batched.method)
+        logger.info("method: %s", batched.method)
         if progress:
-            bar.console.print(f"traced {batched.method}", highlight=False, markup=False)
+            bar.console.print(f"method: {batched.method}", highlight=False, markup=False)
     metadata = {
         "model": getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__,
         "partition": layers if isinstance(layers, str) else "custom",

@@ -339,11 +339,11 @@ def test_the_user_is_told_which_it_was(caplog: pytest.LogCaptureFixture, capfd: 
     with caplog.at_level("INFO", logger="localopt.trace"):
         trace_layers(model, data, data, progress=True)
         trace_layers(model, data, data, progress=True, batch_size=1)
-    assert caplog.messages == ["traced batched", "traced one by one: batch_size=1"]
+    assert caplog.messages == ["method: batched", "method: one by one: batch_size=1"]
     out, shown = capfd.readouterr()
     assert out == ""
-    assert "traced batched" in shown
-    assert "traced one by one: batch_size=1" in shown
+    assert "method: batched" in shown
+    assert "method: one by one: batch_size=1" in shown
 
 
 @pytest.mark.parametrize("bad", [0, -1])

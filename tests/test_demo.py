@@ -7,6 +7,7 @@ import json
 import signal
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch

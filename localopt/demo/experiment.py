@@ -21,6 +21,9 @@ from localopt.probes import encode
 from localopt.trace import trace_layers
 
 T = TypeVar("T")
+# Matrices this small hardly gain from a second thread, and on a busy machine two threads wait for each other: there a
+# step took twice to six times as long.
+THREADS = 1
 WAY = (0.25, 0.5, 0.75)  # stops on the straight way from the weights before the news to those after
 
 
@@ -71,10 +74,15 @@ class Outcome:
 
 
 def experiment(seed: int, size: Size) -> Outcome:
-    """Run it, with progress on standard error."""
-    with torch.random.fork_rng(devices=[]), Progress() as progress:
-        torch.manual_seed(seed)
-        return _experiment(seed, size, progress)
+    """Run it, with progress on standard error. The caller's random state and thread count come back as they were."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        with torch.random.fork_rng(devices=[]), Progress() as progress:
+            torch.manual_seed(seed)
+            return _experiment(seed, size, progress)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _experiment(seed: int, size: Size, progress: Progress) -> Outcome:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from localopt import __version__
 from localopt.demo.exam import Scores
-from localopt.demo.experiment import WAY, Outcome
+from localopt.demo.experiment import THREADS, WAY, Outcome
 from localopt.errors import InputError
 from localopt.layer_trace import LayerTrace
 from localopt.plots import Run, learning_forgetting
@@ -24,7 +24,8 @@ from localopt.plots import Run, learning_forgetting
 _READING = (
     "updated, new, unchanged: share of questions about these facts that the model answers with the right name first of "
     "all words, in wordings it was never trained on. The news repeats no unchanged fact: what is missing there is "
-    "forgotten. (text), (keep): traced against old text, against other facts to keep. loss: nats per answer.",
+    "forgotten. (text), (keep): traced against old text, against other facts to keep. loss: nats per answer. "
+    "peak: tensors alive in a step.",
     "A toy: one invented world, one tiny model, one learning rate (chosen with AdamW alone). It shows the parts at "
     "work; which method suits a real model has to be measured there, and times and memory too.",
 )
@@ -129,6 +130,6 @@ def _numbers(outcome: Outcome) -> dict[str, Any]:
             }
             for name, trace, _ in _traces(outcome)
         },
-        "machine": {"platform": platform.platform(), "threads": torch.get_num_threads()},
+        "machine": {"platform": platform.platform(), "processor": platform.machine(), "threads": THREADS},
         "versions": {"localopt": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }

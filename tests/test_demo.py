@@ -6,6 +6,7 @@ import io
 import json
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -35,6 +36,15 @@ FILES = [
     "trace-text.png",
     "trace-text.safetensors",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As the demo itself computes: matrices this small wait for a second thread more than they gain."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 # -- the world --------------------------------------------------------------------------------------------------------

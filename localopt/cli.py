@@ -7,6 +7,7 @@ standard error.
 from __future__ import annotations
 
 import os
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,13 +43,17 @@ Reference = Annotated[
 
 @app.command()
 def demo(
-    out: Annotated[Path | None, typer.Option(help="New folder for the tables, pictures and JSON.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="New folder for pictures, traces and numbers; a free name if none is given.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Another seed is another world.")] = 0,
 ) -> None:
     """Watch it work in three minutes, offline: a small world whose facts change, and a model that has to keep up."""
     from localopt.demo import run_demo
 
-    run_demo(out, seed=seed, console=out_console)
+    names = chain(["localopt-demo"], (f"localopt-demo-{number}" for number in count(2)))
+    free = (Path(name) for name in names)
+    run_demo(out or next(path for path in free if not path.exists()), seed=seed, console=out_console)
 
 
 @app.command()

@@ -241,39 +241,39 @@ def test_freezing_everything_is_said_once() -> None:
 # -- what cannot work -------------------------------------------------------------------------------------------------
 
 
-def refused(match: str, *arguments: Any, error: type[Exception] = ValueError, **options: Any) -> None:
+def assert_refused(match: str, *arguments: Any, error: type[Exception] = ValueError, **options: Any) -> None:
     with pytest.raises(error, match=match):
         LocalizedOptimizer(*arguments, **options)
 
 
 def test_optimizers_that_cannot_be_localized_are_refused_with_what_to_use_instead() -> None:
     model = Layered(torch.float32)
-    refused("use AdamW or SGD", LBFGS(model.parameters()), model)
-    refused("differentiable", Adam(model.parameters(), differentiable=True), model)
-    refused("does not use lr", Rprop(model.parameters()), model, Proportional())
-    refused("does not use lr", ASGD(model.parameters()), model, Proportional())
-    refused("localized already", LocalizedOptimizer(AdamW(model.parameters()), model), model)
-    refused("wraps a torch optimizer", model, error=TypeError)
+    assert_refused("use AdamW or SGD", LBFGS(model.parameters()), model)
+    assert_refused("differentiable", Adam(model.parameters(), differentiable=True), model)
+    assert_refused("does not use lr", Rprop(model.parameters()), model, Proportional())
+    assert_refused("does not use lr", ASGD(model.parameters()), model, Proportional())
+    assert_refused("localized already", LocalizedOptimizer(AdamW(model.parameters()), model), model)
+    assert_refused("wraps a torch optimizer", model, error=TypeError)
 
 
 def test_arguments_that_make_no_sense_are_refused() -> None:
     model = Layered(torch.float32)
     inner = AdamW(model.parameters())
-    refused("max_grad_norm must be", inner, model, max_grad_norm=0.0)
-    refused("max_grad_norm must be", inner, model, max_grad_norm="1")
-    refused("frozen_state must be one of 'hold', 'track', 'drop'", inner, model, frozen_state="keep")
-    refused("nonfinite must be one of", inner, model, nonfinite="ignore")
-    refused("decides at every step", inner, model, frozen_state="drop")
-    refused("policy must be callable", inner, model, 3, error=TypeError)
-    refused(r"give an instance of it, AboveMean\(\)", inner, model, AboveMean, error=TypeError)
-    refused("policy is given as policy=", inner, AboveMean(), error=TypeError)
-    refused("carry no parameter names", inner)
-    refused("sublayer", inner, model, layers="sublayers")
+    assert_refused("max_grad_norm must be", inner, model, max_grad_norm=0.0)
+    assert_refused("max_grad_norm must be", inner, model, max_grad_norm="1")
+    assert_refused("frozen_state must be one of 'hold', 'track', 'drop'", inner, model, frozen_state="keep")
+    assert_refused("nonfinite must be one of", inner, model, nonfinite="ignore")
+    assert_refused("decides at every step", inner, model, frozen_state="drop")
+    assert_refused("policy must be callable", inner, model, 3, error=TypeError)
+    assert_refused(r"give an instance of it, AboveMean\(\)", inner, model, AboveMean, error=TypeError)
+    assert_refused("policy is given as policy=", inner, AboveMean(), error=TypeError)
+    assert_refused("carry no parameter names", inner)
+    assert_refused("sublayer", inner, model, layers="sublayers")
 
 
 def test_parameters_of_another_model_are_refused() -> None:
     model, other = model_and_twin()
-    refused("8 of the optimizer's 8 parameters are not in Layered", AdamW(model.parameters()), other)
+    assert_refused("8 of the optimizer's 8 parameters are not in Layered", AdamW(model.parameters()), other)
 
 
 def test_scales_that_are_no_scales_are_refused_before_a_parameter_changes() -> None:
@@ -326,7 +326,7 @@ def test_sharded_parameters_are_refused(tmp_path: Any) -> None:
         mesh = init_device_mesh("cpu", (1,))
         model = nn.Linear(2, 2)
         model.weight = nn.Parameter(distribute_tensor(model.weight, mesh))
-        refused("sharded", AdamW(model.parameters()), model)
+        assert_refused("sharded", AdamW(model.parameters()), model)
     finally:
         torch.distributed.destroy_process_group()
 

@@ -410,12 +410,14 @@ def test_no_gradient_of_a_parameter_is_computed_and_activations_are_let_go_of() 
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
-def test_losses_are_those_that_the_model_returns() -> None:
+def test_losses_and_their_gradients_are_those_of_the_model() -> None:
     model, (example,) = causal("Llama"), ragged(1)
     ids, labels = example["input_ids"][None], example["labels"][None]
     output = model(input_ids=ids, labels=labels)
-    rows = torch.cat([output.logits, output.logits])
-    assert torch.equal(losses(rows, torch.cat([labels, labels])), output.loss.expand(2))
+    (expected,) = torch.autograd.grad(output.loss, output.logits, retain_graph=True)
+    each, gradient = losses(torch.cat([output.logits] * 2), torch.cat([labels, torch.full_like(labels, -100)]))
+    torch.testing.assert_close(each, torch.stack([output.loss, torch.tensor(float("nan"))]), equal_nan=True)
+    torch.testing.assert_close(gradient[:1], expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

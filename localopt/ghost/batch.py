@@ -75,8 +75,9 @@ def padded(examples: Sequence[Batch], device: torch.device) -> Padded:
     return Padded(together, labels, even)
 
 
-def losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Each example's mean cross-entropy over its labeled tokens, (B,): what a causal model of transformers returns.
+@torch.no_grad()
+def losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Each example's mean cross-entropy over its labeled tokens: what a causal model of transformers returns for it.
 
     Position t predicts the label at t + 1. An example without a labeled token has the loss NaN.
 
@@ -84,15 +85,25 @@ def losses(logits: Tensor, labels: Tensor) -> Tensor:
         logits: (B, T, V).
         labels: (B, T) int64, -100 where no loss is taken.
 
+    Returns:
+        The losses, (B,), and the gradient of their sum for the logits, (B, T, V): (softmax - one-hot) / labeled tokens.
+        Made here, in place, it needs half the memory and time that autograd takes for it.
+
     Example:
-        >>> losses(torch.zeros(2, 3, 5), torch.tensor([[1, 2, 3], [1, -100, 4]]))
-        tensor([1.6094, 1.6094])
+        >>> each, gradient = losses(torch.zeros(2, 3, 5), torch.tensor([[1, 2, 3], [1, -100, 4]]))
+        >>> each, gradient[1, 1]
+        (tensor([1.6094, 1.6094]), tensor([ 0.2000,  0.2000,  0.2000,  0.2000, -0.8000]))
     """
     if logits.shape[:2] != labels.shape:
         raise NotBatchable(f"logits of shape {tuple(logits.shape)} do not answer labels of {tuple(labels.shape)}")
-    targets = F.pad(labels, (0, 1), value=IGNORED)[:, 1:]
-    each = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
-    return each.view(targets.shape).sum(1) / (targets != IGNORED).sum(1)
+    targets = F.pad(labels, (0, 1), value=IGNORED)[:, 1:].to(logits.device)
+    weights = (targets != IGNORED).float()
+    weights /= weights.sum(1, keepdim=True)
+    targets = targets.clamp(min=0)[..., None]
+    logs = torch.log_softmax(logits.float(), dim=-1)
+    each = -(weights * logs.gather(-1, targets)[..., 0]).sum(1)
+    gradient = logs.exp_().scatter_add_(-1, targets, logs.new_full((), -1.0).expand(targets.shape))
+    return each, gradient.mul_(weights[..., None]).to(logits.dtype)
 
 
 def _length(example: Batch) -> int:

@@ -81,11 +81,10 @@ class Batched:
             logits = getattr(output, "logits", None)
             if logits is None:
                 raise NotBatchable("the model returns no logits by that name")
-            each = losses(logits, batch.labels)
-            del output, logits
-            if not each.requires_grad or not each.isfinite().all():
+            each, gradient = losses(logits, batch.labels)
+            if not logits.requires_grad or not each.isfinite().all():
                 raise NotBatchable("a loss is not finite, or depends on nothing")  # the loop says which, and raises
-            each.sum().backward()  # type: ignore[no-untyped-call]
+            logits.backward(gradient)
         squares = {name: square.clamp(min=0) for name, square in uses.collected.squares().items()}
         if not all(square.isfinite().all() for square in squares.values()):
             raise NotBatchable("a norm is not finite")

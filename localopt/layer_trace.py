@@ -181,7 +181,8 @@ class LayerTrace:
             raise InputError(f"{path} is not a trace, or a damaged one ({error}): trace again") from error
 
     def _model_name(self) -> str:
-        return Path(str(self.metadata.get("model", ""))).name  # without the folders before it, or the hub's owner
+        name = str(self.metadata.get("model", ""))
+        return Path(name).name if Path(name).is_absolute() else name  # a hub id, or the last folder of a path
 
     def table(self) -> Table:
         """Return a table for :func:`rich.print`: norms, R, and what TGL + FP and TGL + ALR make of them."""

@@ -112,7 +112,9 @@ def train(
     history.trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     def score(epoch: int, step: int) -> None:
-        scores = score_sets(model, tokenizer, sets, batch_size=settings.batch_size, progress=progress)
+        # In training accelerate puts the model's forward pass under autocast; the scores before it must compare.
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):
+            scores = score_sets(model, tokenizer, sets, batch_size=settings.batch_size, progress=progress)
         entry: dict[str, Any] = {"epoch": epoch, "step": step, "sets": as_numbers(scores)}
         if isinstance(optimizer, LocalizedOptimizer) and step > 0:
             report = optimizer.report()

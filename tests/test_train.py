@@ -203,6 +203,12 @@ def test_bf16_keeps_the_weights_in_float32(inputs: Path, runs: Runs, tmp_path: P
     assert history.scores[-1]["sets"]["reference"]["nll"] < history.scores[0]["sets"]["reference"]["nll"]
 
 
+def test_under_bf16_the_scores_before_training_are_taken_as_those_after(inputs: Path, tmp_path: Path) -> None:
+    _, history = run(inputs, tmp_path / "out", replace(SETTINGS, bf16=True, lr=1e-30, epochs=1))
+    before, after = (entry["sets"]["news"]["nll"] for entry in history.scores)
+    assert before == after
+
+
 def test_a_run_without_sets_trains_all_the_same(inputs: Path, runs: Runs, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(inputs / "model")
     history = train(model, TOKENIZER, read_corpus(inputs / "corpus.txt"), tmp_path / "out", SETTINGS)

@@ -35,5 +35,6 @@ def draw(results: dict[str, Any], path: Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(frameon=False, fontsize=8, loc="upper left")
     stamp = results["stamp"]
-    figure.suptitle(f"{name}, {results['dtype']}, {stamp['gpu'] or stamp['cpu']}, torch {stamp['torch']}", fontsize=9)
+    machine = ", ".join(stamp["accelerators"]) or f"{stamp['cpu']}, {stamp['threads']} threads"
+    figure.suptitle(f"{name}, {results['dtype']}, {machine}, torch {stamp['versions']['torch']}", fontsize=9)
     figure.savefig(path, dpi=150)

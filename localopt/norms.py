@@ -115,7 +115,7 @@ def reference_layer_norms(gradients: Sequence[Tensor | None], layer_of: Sequence
 
 def _squares(gradients: Sequence[Tensor | None], home: torch.device) -> Tensor:
     """Sum of squares of every gradient, then one zero for the padding: shape (T + 1,) on ``home``."""
-    if all(gradient is None or gradient.device.type == "cpu" for gradient in gradients):
+    if {gradient.device.type for gradient in gradients if gradient is not None} <= {"cpu"}:
         buffer = _buffer()
         values = [0.0 if gradient is None else _square_on_cpu(_flat(gradient), buffer) for gradient in gradients]
         return torch.tensor([*values, 0.0], dtype=torch.float64).to(home)
@@ -165,7 +165,7 @@ def _flat(gradient: Tensor) -> Tensor:
         gradient = gradient.coalesce().values()
     if gradient.is_complex():
         gradient = torch.view_as_real(gradient.resolve_conj())
-    return gradient.detach().reshape(-1)
+    return (gradient.detach() if gradient.requires_grad else gradient).reshape(-1)
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:

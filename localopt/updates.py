@@ -47,13 +47,16 @@ def split_step(
     frozen: list[Tensor] = []
     for group, layers in zip(groups, owners, strict=True):
         parts: dict[tuple[float, bool], list[int]] = {}
+        apart = _starts_apart(optimizer, group)
         for position, (parameter, layer) in enumerate(zip(group["params"], layers, strict=True)):
             scale = scales[layer]
-            if scale == 0.0 and track and parameter.grad is not None:
+            if scale == 0.0:
+                if not track or parameter.grad is None:
+                    continue
                 frozen.append(parameter)
                 scale = 1.0
-            if scale != 0.0:
-                parts.setdefault((scale, _starts(optimizer, group, parameter)), []).append(position)
+            first = apart and optimizer.state.get(parameter, {}).get("momentum_buffer") is None
+            parts.setdefault((scale, first), []).append(position)
         shown.extend(_part(group, positions, scale) for (scale, _), positions in parts.items())
     if not shown:
         return
@@ -83,10 +86,9 @@ def _part(group: Group, positions: Sequence[int], scale: float) -> Group:
     return part
 
 
-def _starts(optimizer: Optimizer, group: Group, parameter: Tensor) -> bool:
-    # Fused SGD takes one look at a group to tell a first step, and fails where only some buffers exist.
-    fresh = type(optimizer) is torch.optim.SGD and group["fused"] and group["momentum"] != 0
-    return bool(fresh and optimizer.state.get(parameter, {}).get("momentum_buffer") is None)
+def _starts_apart(optimizer: Optimizer, group: Group) -> bool:
+    # Fused SGD takes one look at a group to tell a first step, and fails where only some momentum buffers exist.
+    return bool(type(optimizer) is torch.optim.SGD and group["fused"] and group["momentum"] != 0)
 
 
 @contextmanager
@@ -101,11 +103,12 @@ def _showing(optimizer: Optimizer, groups: list[Group]) -> Iterator[None]:
 
 @contextmanager
 def _clipping(optimizer: Optimizer, groups: Sequence[Group], clip: Tensor | None) -> Iterator[None]:
-    gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
     # On a CPU the factor can be looked at for free, and most steps of a healthy run do not clip.
-    if clip is None or not gradients or (clip.device.type == "cpu" and clip == 1):
+    if clip is None or (clip.device.type == "cpu" and clip == 1):
         yield
-    elif type(optimizer) in FUSED_TYPES and all(group.get("fused") for group in groups):
+        return
+    gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    if type(optimizer) in FUSED_TYPES and all(group.get("fused") for group in groups):
         optimizer.grad_scale = clip.reciprocal()  # type: ignore[attr-defined]
         try:
             yield

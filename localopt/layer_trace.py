@@ -180,13 +180,9 @@ class LayerTrace:
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is not a trace, or a damaged one ({error}): trace again") from error
 
-    def _model_name(self) -> str:
-        name = str(self.metadata.get("model", ""))
-        return Path(name).name if Path(name).is_absolute() else name  # a hub id, or the last folder of a path
-
     def table(self) -> Table:
         """Return a table for :func:`rich.print`: norms, R, and what TGL + FP and TGL + ALR make of them."""
-        name = self._model_name()
+        name = self.metadata.get("model", "")
         table = Table(title=f"{name}: relative gradient norms" if name else "relative gradient norms")
         table.add_column("layer", no_wrap=True)
         for title in ("probe", "reference", "relative", "FP trains", "ALR"):
@@ -219,7 +215,7 @@ class LayerTrace:
             dict(zip(self.layers, relative.tolist(), strict=True)),
             center=relative.mean().item(),
             marked=[layer for layer, scale in self.frozen_parameters().scales.items() if scale > 0],
-            title=title if title is not None else self._model_name(),
+            title=title if title is not None else str(self.metadata.get("model", "")),
             label="relative gradient norm",
         )
         if path is not None:

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from operator import length_hint
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -119,7 +120,7 @@ def trace_layers(
         if progress:
             bar.console.print(f"method: {batched.method}", highlight=False, markup=False)
     metadata = {
-        "model": getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__,
+        "model": _name(model),
         "partition": layers if isinstance(layers, str) else "custom",
         "average": average,
         "method": batched.method,
@@ -136,6 +137,12 @@ def _refusal(average: Average, loss: Loss | None) -> str | None:
     if average == "gradients":
         return "average='gradients' needs the gradients themselves"
     return None if loss is None else "a loss of one's own may join the rows of a batch"
+
+
+def _name(model: nn.Module) -> str:
+    """A hub id, or the last folder of a path: traces are shared, the folders of a machine need not be."""
+    name = str(getattr(getattr(model, "config", None), "_name_or_path", ""))
+    return (Path(name).name if Path(name).is_absolute() else name) or type(model).__name__
 
 
 def _bar(shown: bool) -> Progress:

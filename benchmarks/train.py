@@ -7,7 +7,6 @@ python -m benchmarks.train --smoke         seconds, for CI
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -95,8 +94,11 @@ def main(
     shares = {method: run.share for method, run in runs.items()}
     del runs
     memory = {method: _in_a_process(method, size, smoke) for method in METHODS}
-    table = Table(title=f"{size}, batch {batch[0]} x {batch[1]}, bf16 autocast: one training step")
-    for column in ("method", "trained", "time / AdamW", "seconds", "peak above weights / AdamW", "peak above weights"):
+    table = Table(
+        title=f"{size}, batch {batch[0]} x {batch[1]}, bf16 autocast: one training step",
+        caption="; ".join(f"{method}: {label}" for method, label in METHODS.items()),
+    )
+    for column in ("method", "trained", "time / AdamW", "seconds", "memory / AdamW", "peak above weights"):
         table.add_column(column, justify="left" if column == "method" else "right")
     figures: dict[str, Any] = {}
     for method, label in METHODS.items():
@@ -112,7 +114,7 @@ def main(
         }
         spread = f"{ratio[0]:.2f} ({ratio[1]:.2f}-{ratio[2]:.2f})"
         row = (f"{shares[method]:.0%}", spread, f"{seconds[method].median:.2f}", f"{space:.2f}")
-        table.add_row(label, *row, f"{memory[method] / 1e6:.0f} MB")
+        table.add_row(method, *row, f"{memory[method] / 1e6:.0f} MB")
     console.print(table)
     if json_file is not None:
         result = {"stamp": stamp(), "size": size, "batch": batch, "rounds": rounds, "methods": figures}
@@ -128,15 +130,17 @@ def _in_a_process(method: str, size: str, smoke: bool) -> int:
 def _peak_memory(method: str, size: str, batch: tuple[int, int]) -> int:
     """Bytes the process grew to in three training steps, above what it had with the model loaded."""
     run = Run(method, size, batch)
-    loaded = _resident()
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak so far is forgotten
+    loaded = _resident("VmRSS")
     for _ in range(3):
         run.step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - loaded
+    return _resident("VmHWM") - loaded
 
 
-def _resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
-    return pages * resource.getpagesize()
+def _resident(field: str) -> int:
+    # Not getrusage: its peak is inherited from the process that started this one.
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch import Tensor
 # A float32 dot product over much more than a row loses digits; rows are added up in float64. Half-precision gradients
 # are widened a chunk at a time, in a buffer that is small enough to stay in cache. Both sizes are elements.
 ROW = 1 << 12
-CHUNK = 1 << 19
+CHUNK = 1 << 20
 
 
 def squared_norm(gradient: Tensor) -> Tensor:

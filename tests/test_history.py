@@ -48,7 +48,7 @@ def test_a_full_disk_leaves_the_older_file_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_run_asked_the_same_may_go_on() -> None:
-    HISTORY.refuse_other(HISTORY.settings, HISTORY.inputs, Path("out"))
+    assert HISTORY.refuse_other(HISTORY.settings, HISTORY.inputs, Path("out")) is None
 
 
 def test_what_differs_from_the_first_start_is_named() -> None:

@@ -86,8 +86,8 @@ def test_no_policy_waits_for_the_device_or_copies_to_it(name: str) -> None:
     policy = ready(FACTORIES[name]())
     norms = torch.tensor([1.0, 5.0, 0.0, 2.0, 3.0, 4.0])
     with NothingWaits():
-        for _ in range(4):
-            policy(norms)
+        scales = [policy(norms) for _ in range(4)]
+    assert all(one.shape == norms.shape for one in scales)
 
 
 def test_the_watch_for_waiting_notices_what_it_should() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import ASGD, LBFGS, Optimizer, Rprop
 
 from localopt.protocol import Policy, is_binary, is_constant
+from localopt.sharding import sharding
 from localopt.wrapper import OptimizerWrapper
 
 
@@ -37,7 +38,8 @@ def refuse_at_construction(
         raise TypeError(f"policy is the class {policy.__name__}: give an instance of it, {policy.__name__}()")
     if not callable(policy):
         raise TypeError(f"policy must be callable (norms -> scales), not {type(policy).__name__}")
-    _refuse_sharded(optimizer)
+    _refuse_flattened(optimizer)
+    sharding([parameter for group in optimizer.param_groups for parameter in group["params"]])
     if not is_binary(policy):
         _refuse_rescaling(optimizer, policy)
     if max_grad_norm is not None and not (isinstance(max_grad_norm, (int, float)) and max_grad_norm > 0):
@@ -72,15 +74,41 @@ def refuse_scales(policy: Policy, names: Sequence[str], scales: Sequence[float])
         raise ValueError(f"{policy!r} returned scales that are not finite numbers >= 0: {bad}; nothing was updated")
 
 
-def _refuse_sharded(optimizer: Optimizer) -> None:
-    from torch.distributed.tensor import DTensor  # not at the top: few runs are sharded
-
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if any(isinstance(parameter, DTensor) for parameter in parameters):
-        raise ValueError(
-            "the parameters are sharded (FSDP2, tensor parallel), and norms over shards are not implemented yet: use "
-            "DistributedDataParallel, or train the layers a trace chose with the optimizer as it is (trace.freeze)"
+def refuse_rebuilt(model: nn.Module | None, parameters: Sequence[Tensor]) -> None:
+    """Raise RuntimeError if none of the parameters is one of the model's."""
+    if model is None:
+        return
+    held = {id(parameter) for parameter in parameters}
+    if not any(id(parameter) in held for parameter in model.parameters()):
+        raise RuntimeError(
+            f"none of the optimizer's {len(held)} parameters has a gradient, and none is a parameter of the "
+            f"{type(model).__name__} any more: the model was rebuilt or sharded after the optimizer was made. Make the "
+            "optimizer, and this wrapper, after that."
         )
+
+
+def refuse_toggled(before: Sequence[bool] | None, now: Sequence[bool], names: Sequence[str]) -> None:
+    """Raise RuntimeError if ``requires_grad`` changed since the step before, in a run of several processes."""
+    changed = [] if before is None else [n for n, a, b in zip(names, before, now, strict=True) if a != b]
+    if changed:
+        raise RuntimeError(
+            f"requires_grad of {len(changed)} parameters changed during training (the first: {changed[0]}). "
+            "DistributedDataParallel decides when it wraps a model which gradients it averages, so processes would "
+            "drift apart; nothing was updated. Freeze first (LayerTrace.freeze), then wrap the model in "
+            "DistributedDataParallel and the optimizer in LocalizedOptimizer."
+        )
+
+
+def _refuse_flattened(optimizer: Optimizer) -> None:
+    """FSDP1 and ZeRO train slices of one long vector, in which a process cannot tell the layers apart."""
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        for mark, what in {"_fsdp_flattened": "FullyShardedDataParallel (FSDP1)", "ds_id": "DeepSpeed ZeRO"}.items():
+            if hasattr(parameter, mark):
+                raise ValueError(
+                    f"the parameters are flattened and sharded by {what}, so their layers have no norms of their own: "
+                    "use FSDP2 (torch.distributed.fsdp.fully_shard), which keeps parameters apart, or "
+                    "DistributedDataParallel"
+                )
 
 
 def _refuse_rescaling(optimizer: Optimizer, policy: Policy) -> None:

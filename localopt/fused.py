@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 
 from localopt.naming import Group
+from localopt.sharding import is_sharded, local, reduced
 from localopt.updates import FUSED_TYPES
 
 # A layer's tensors of one device and dtype: parameters, gradients, then the optimizer's state, in the kernel's order.
@@ -65,7 +66,7 @@ def fused_step(
         key = (position[id(row[0])], row[0].device, row[0].dtype)
         bucket = buckets.setdefault(key, [[] for _ in row])
         for column, tensor in zip(bucket, row, strict=True):
-            column.append(tensor)
+            column.append(local(tensor))  # of a DTensor what is here: not every kernel takes DTensors
     steps = [] if type(optimizer) is SGD else lists[-1]
     if steps:
         torch._foreach_add_(steps, 1)
@@ -98,8 +99,8 @@ def _near(lr: float | Tensor, device: torch.device) -> float | Tensor:
 
 
 def _is_plain(parameter: Tensor) -> bool:
-    on_accelerator = parameter.device.type != "cpu"
-    return on_accelerator and type(parameter) in (Tensor, torch.nn.Parameter) and not parameter.is_complex()
+    known = type(parameter) in (Tensor, torch.nn.Parameter) or is_sharded(parameter)
+    return known and parameter.device.type != "cpu" and not parameter.is_complex()
 
 
 def _gather(optimizer: Any, group: Group) -> Lists:
@@ -107,6 +108,7 @@ def _gather(optimizer: Any, group: Group) -> Lists:
     count = {Adam: 6, AdamW: 6, SGD: 3, Adagrad: 4}[type(optimizer)]
     lists: Lists = [[] for _ in range(count)]
     optimizer._init_group(group, *lists)
+    lists[1] = [reduced(gradient, parameter) for parameter, gradient in zip(*lists[:2], strict=True)]
     if type(optimizer) is SGD:
         if group["momentum"] == 0:
             return lists[:2]

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from localopt.sharding import Sharding
+
 # A float32 dot product over much more than a row loses digits; rows are added up in float64. Half-precision gradients
 # are widened a chunk at a time, in a buffer that is small enough to stay in cache. Both sizes are elements.
 ROW = 1 << 12
@@ -67,12 +69,13 @@ def segments(layer_of: Sequence[int], count: int, device: torch.device | str = "
     return torch.tensor(rows, dtype=torch.int64).reshape(count, width).to(device)
 
 
-def layer_norms(gradients: Sequence[Tensor | None], layout: Tensor) -> Tensor:
+def layer_norms(gradients: Sequence[Tensor | None], layout: Tensor, sharding: Sharding | None = None) -> Tensor:
     """Return one gradient norm a layer, in one pass over the gradients.
 
     Args:
         gradients: the T gradients in the order of ``layer_of``; ``None`` counts as zero.
         layout: what :func:`segments` returned; the norms come out on its device.
+        sharding: given if gradients are what this process holds of larger ones; every process then has to call this.
 
     Returns:
         A float32 tensor of shape (L,), on the device of ``layout``.
@@ -82,7 +85,10 @@ def layer_norms(gradients: Sequence[Tensor | None], layout: Tensor) -> Tensor:
         tensor([5., 0.])
     """
     squares = _squares(gradients, layout.device)
-    return squares[layout].sum(dim=1).sqrt().float()
+    if sharding is not None:
+        squares = squares * torch.tensor([*sharding.shares, 0.0], dtype=squares.dtype).to(squares.device)
+    layers = squares[layout].sum(dim=1)
+    return (layers if sharding is None else sharding.sum(layers)).sqrt().float()
 
 
 def clip_factor(norms: Tensor, scales: Tensor, max_norm: float) -> Tensor:

@@ -26,7 +26,14 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import StateDict
 
 from localopt import checkpoint
-from localopt.checks import refuse_at_construction, refuse_nonfinite, refuse_scales, refuse_shape
+from localopt.checks import (
+    refuse_at_construction,
+    refuse_nonfinite,
+    refuse_rebuilt,
+    refuse_scales,
+    refuse_shape,
+    refuse_toggled,
+)
 from localopt.fused import can_fuse, fused_step
 from localopt.layers import Layers
 from localopt.naming import Layout, lay_out, parameter_names, unpack, weights_by_layer
@@ -34,6 +41,7 @@ from localopt.norms import clip_factor, layer_norms, segments
 from localopt.policies import AboveMean
 from localopt.protocol import Policy, bind, inspect, is_binary, is_constant, state_tensors
 from localopt.report import Report
+from localopt.sharding import Sharding, local, reduced, sharding
 from localopt.updates import split_step
 from localopt.wrapper import OptimizerWrapper
 
@@ -59,6 +67,8 @@ class LocalizedOptimizer(OptimizerWrapper):
             (Fused kernels on a device give a layer that waits for its first update moments of zero, which is the same.)
         nonfinite: what to do when a layer's norm is NaN or infinite. ``"skip"``: the step changes nothing and is
             counted. ``"raise"``: FloatingPointError naming the layers; waits for the device every step.
+        broadcast_norms: take the norms of the first process of the default process group, where several train on
+            unlike hardware and equal gradients may differ in their last bits. One broadcast of L floats a step.
 
     A policy whose scales never change (``Fixed``) needs no norms, so none are taken and a NaN passes as it would pass
     the bare optimizer, unless ``max_grad_norm`` or ``nonfinite="raise"`` asks for them. A step whose gradients are all
@@ -87,6 +97,7 @@ class LocalizedOptimizer(OptimizerWrapper):
         max_grad_norm: float | None = None,
         frozen_state: Literal["hold", "track", "drop"] = "hold",
         nonfinite: Literal["skip", "raise"] = "skip",
+        broadcast_norms: bool = False,
     ) -> None:
         refuse_at_construction(optimizer, model, policy, max_grad_norm, frozen_state, nonfinite)
         super().__init__(optimizer)
@@ -95,11 +106,14 @@ class LocalizedOptimizer(OptimizerWrapper):
         self.max_grad_norm = max_grad_norm
         self.frozen_state = frozen_state
         self.nonfinite = nonfinite
+        self.broadcast_norms = broadcast_norms
         self._model = weakref.ref(model) if model is not None else None
         self._norms: Tensor | None = None
         self._scales: Tensor | None = None
         self._skipped = torch.zeros((), dtype=torch.int64)
         self._warned_all_frozen = False
+        self._warned_no_gradient = False
+        self._requires_grad: list[bool] | None = None
         saved = self.param_groups[0].pop(checkpoint.KEY, None)  # of a checkpoint loaded before this
         self._lay_out(parameter_names(self.param_groups, model))
         if saved is not None:
@@ -128,7 +142,8 @@ class LocalizedOptimizer(OptimizerWrapper):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._layout.check(self.param_groups)
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        shards = self._check(parameters)
         if self._device() != self._home:
             self._bind()
         if self._constant is not None and self.max_grad_norm is None and self.nonfinite == "skip":
@@ -136,8 +151,7 @@ class LocalizedOptimizer(OptimizerWrapper):
             on_host: list[float] | None = self._constant.tolist()
             self._step_on_host(range(len(self.param_groups)), on_host or [])
         else:
-            gradients = [parameter.grad for group in self.param_groups for parameter in group["params"]]
-            norms = layer_norms(gradients, self._segments)
+            norms = self._measure(parameters, shards)
             finite = norms.isfinite().all()
             if self.nonfinite == "raise" and not finite:
                 refuse_nonfinite(self._layout.names, norms.tolist())
@@ -148,6 +162,28 @@ class LocalizedOptimizer(OptimizerWrapper):
             self._warn_all_frozen(stacklevel=5)  # past the decorators of step, to the line that called it
         self.inner._opt_called = True  # type: ignore[attr-defined]  # what a scheduler made on it looks for
         return loss
+
+    def _check(self, parameters: Sequence[Tensor]) -> Sharding | None:
+        """Refuse, before anything is changed, what would train the wrong thing; say how the parameters are sharded."""
+        self._layout.check(self.param_groups)
+        shards = sharding(parameters)
+        if shards is None and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            now = [parameter.requires_grad for parameter in parameters]
+            refuse_toggled(self._requires_grad, now, [name for group in self._names for name in group])
+            self._requires_grad = now
+        if not self._warned_no_gradient and all(parameter.grad is None for parameter in parameters):
+            refuse_rebuilt(self._live_model(), parameters)
+            self._warned_no_gradient = True
+            warnings.warn("no parameter has a gradient: nothing was updated (said once)", stacklevel=5)
+        return shards
+
+    def _measure(self, parameters: Sequence[Tensor], shards: Sharding | None) -> Tensor:
+        """Return the norms (L,) of the gradients, the same on every process."""
+        gradients = [None if (g := p.grad) is None else local(reduced(g, p)) for p in parameters]
+        norms = layer_norms(gradients, self._segments, shards)
+        if self.broadcast_norms and torch.distributed.is_initialized():
+            torch.distributed.broadcast(norms, src=0)
+        return norms
 
     def _choose(self, norms: Tensor, finite: Tensor) -> Tensor:
         """Ask the policy for the scales (L,), by tensor operations only."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from localopt.naming import Group
+from localopt.sharding import local
 
 # These apply a gradient scale inside their kernel, so clipping costs no pass of its own.
 FUSED_TYPES = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
@@ -107,7 +108,7 @@ def _clipping(optimizer: Optimizer, groups: Sequence[Group], clip: Tensor | None
     if clip is None or (clip.device.type == "cpu" and clip == 1):
         yield
         return
-    gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    gradients = [local(p.grad) for group in groups for p in group["params"] if p.grad is not None]
     if type(optimizer) in FUSED_TYPES and all(group.get("fused") for group in groups):
         optimizer.grad_scale = clip.reciprocal()  # type: ignore[attr-defined]
         try:

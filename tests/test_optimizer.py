@@ -11,8 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import distribute_tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import ASGD, LBFGS, SGD, Adam, AdamW, Rprop
 
@@ -317,18 +315,6 @@ def test_an_optimizer_that_writes_into_its_groups_is_told_apart_at_the_first_ste
     with pytest.raises(RuntimeError, match=r"Counting writes \['k'\]"):
         optimizer.step()
     assert "k" not in optimizer.param_groups[0]
-
-
-def test_sharded_parameters_are_refused(tmp_path: Any) -> None:
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        mesh = init_device_mesh("cpu", (1,))
-        model = nn.Linear(2, 2)
-        model.weight = nn.Parameter(distribute_tensor(model.weight, mesh))
-        assert_refused("sharded", AdamW(model.parameters()), model)
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def test_pinned_layers_keep_their_scale() -> None:

@@ -24,6 +24,8 @@ from localopt.policies import AboveMean, Fixed, Proportional
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from localopt.export import Format
+
 FORMAT = 1
 """Version of the file format; a reader refuses newer ones."""
 
@@ -141,6 +143,20 @@ class LayerTrace:
                 f"Only in the trace: {', '.join(only_trace) or 'none'}. Only in the model: "
                 f"{', '.join(only_model) or 'none'}. Trace this model with the same `layers`"
             )
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        model: nn.Module,
+        format: Format = "unfrozen_parameters",
+        *,
+        lr: float | None = None,
+        layers: Layers | None = None,
+    ) -> dict[str, Any]:
+        """Write what to train, or how fast, as a settings file of another trainer; see :mod:`localopt.export`."""
+        from localopt.export import export
+
+        return export(self, model, path, format, lr=lr, layers=layers)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, whole or not at all."""

@@ -76,6 +76,7 @@ def trace(
     from localopt.models import load_model
     from localopt.plots import check_picture
     from localopt.probes import encode, read_probes, read_reference
+    from localopt.processes import processes
     from localopt.trace import trace_layers
     from localopt.train import refuse_longer
 
@@ -89,7 +90,17 @@ def trace(
     refuse_longer(seq_len, network)
     examples = encode(probes, tokenizer, seq_len)
     references = _evenly(read_reference(reference, tokenizer, seq_len), limit)
-    result = trace_layers(_placed(network), examples, references, layers=layers, progress=True)  # type: ignore[arg-type]
+    here = processes()
+    result = trace_layers(
+        _placed(network),
+        examples,
+        references,
+        layers=layers,  # type: ignore[arg-type]
+        distributed=here.num_processes > 1,
+        progress=here.is_main_process,
+    )
+    if not here.is_main_process:
+        return
     with writing(out):
         result.save(out)
     out_console.print(result.table())
@@ -133,7 +144,7 @@ def train(
     reference: Reference = None,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-5,
     epochs: Annotated[int, typer.Option(help="Passes over the corpus.", min=1)] = 3,
-    batch_size: Annotated[int, typer.Option(help="Sequences a step.", min=1)] = 8,
+    batch_size: Annotated[int, typer.Option(help="Sequences a step, of all processes together.", min=1)] = 8,
     seq_len: Annotated[int, typer.Option(help="Tokens a sequence.", min=2)] = 256,
     bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16 autocast; weights stay float32.")] = False,
     seed: Annotated[int, typer.Option(help="Order of the sequences, and dropout.", min=0)] = 0,
@@ -141,11 +152,13 @@ def train(
 ) -> None:
     """Continue a model's pretraining on new text, scoring it before and after every epoch.
 
-    A run that was killed goes on from its last checkpoint with the same command and --resume.
+    A run that was killed goes on from its last checkpoint with the same command and --resume. `torchrun -m localopt
+    train ...` shares each step's sequences among several processes.
     """
     from localopt.layer_trace import LayerTrace
     from localopt.models import load_model
     from localopt.probes import read_corpus
+    from localopt.processes import processes
     from localopt.results import history_table, save_picture
     from localopt.scoring import read_sets
     from localopt.train import Settings, refuse_taken
@@ -161,6 +174,8 @@ def train(
         _check_trace(loaded, trace, network)
     network = _placed(network)
     history = run(network, tokenizer, texts, out, settings, trace=loaded, sets=sets, resume=resume, progress=True)
+    if not processes().is_main_process:
+        return
     if sets:
         out_console.print(history_table(history))
     with writing(out / "learning-forgetting.png"):
@@ -205,15 +220,17 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except (InputError, OSError) as error:  # OSError: no space left, no permission, a file that vanished
-        err_console.print(f"localopt: {error}", style="red", markup=False, soft_wrap=True)
+        process = os.environ.get("RANK", "0")
+        who = "localopt" if process == "0" else f"localopt, process {process}"
+        err_console.print(f"{who}: {error}", style="red", markup=False, soft_wrap=True)
         raise SystemExit(2) from None
 
 
 def _placed(network: Any) -> Any:
-    """Put a model on the accelerator, if there is one."""
-    import torch
+    """Put a model on this process's accelerator, if there is one."""
+    from localopt.processes import processes
 
-    return network.to(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else network
+    return network.to(processes().device)
 
 
 def _check_trace(loaded: LayerTrace, path: Path | None, network: Any) -> None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import Any, Literal, TypeAlias
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -35,6 +37,7 @@ def average_norms(
     average: Average = "norms",
     loss: Loss | None = None,
     of: str = "examples",
+    distributed: bool = False,
 ) -> tuple[Tensor, int]:
     """Return N_l over ``examples`` for each layer l, and the number of examples.
 
@@ -47,6 +50,7 @@ def average_norms(
             second keeps one float32 sum of gradients for the whole model.
         loss: see :func:`localopt.trace.trace_layers`.
         of: what the examples are called in errors.
+        distributed: measure every n-th example only, n the number of processes, and add up what all of them measured.
 
     Returns:
         A float32 CPU tensor of shape (L,), layers in the order in which ``layer_of`` first names them.
@@ -59,18 +63,22 @@ def average_norms(
     keep = partial(_add, sums) if average == "gradients" else None
     total = torch.zeros(len(layers), dtype=torch.float64)
     count = 0
-    for group in batched.groups(examples):
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+    with _shared_errors(distributed):
+        for group in batched.groups(islice(examples, rank, None, processes)):
 
-        def alone(row: int, group: Sequence[Batch] = group, first: int = count) -> dict[str, Tensor]:
-            where = _where(first + row, of)
-            return _example_squares(model, group[row], layer_of, loss or _own_loss, where, keep)
+            def alone(row: int, group: Sequence[Batch] = group, first: int = count) -> dict[str, Tensor]:
+                where = _where((first + row) * processes + rank, of)
+                return _example_squares(model, group[row], layer_of, loss or _own_loss, where, keep)
 
-        together = batched.squares(group, alone)
-        for squares in [together] if together is not None else map(alone, range(len(group))):
-            norms = _layer_norms(squares, layer_of)
-            _check_norms(norms, layers, count, of)
-            total += norms.sum(0)
-            count += len(norms)
+            together = batched.squares(group, alone)
+            for squares in [together] if together is not None else map(alone, range(len(group))):
+                norms = _layer_norms(squares, layer_of)
+                _check_norms(norms, layers, [(count + i) * processes + rank for i in range(len(norms))], of)
+                total += norms.sum(0)
+                count += len(norms)
+    if distributed:
+        total, count = _summed(total, count)
     if count == 0:
         raise InputError(f"the {of} holds no example")
     if average == "gradients":
@@ -82,8 +90,33 @@ def _where(number: int, of: str) -> str:
     return f"example {number} (from 0) of the {of}"
 
 
-def _check_norms(norms: Tensor, layers: Sequence[str], first: int, of: str) -> None:
-    for number, row in enumerate(norms.tolist(), first):
+@contextmanager
+def _shared_errors(distributed: bool) -> Iterator[None]:
+    """Raise in every process what one of them raises, so that none waits for it."""
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    if distributed:
+        errors: list[Exception | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(errors, error)
+        error = error or next(filter(None, errors), None)
+    if error is not None:
+        raise error
+
+
+def _summed(total: Tensor, count: int) -> tuple[Tensor, int]:
+    """Add up the sums of norms (L,) and the numbers of examples of all processes."""
+    everything = torch.cat([total, torch.tensor([count], dtype=total.dtype)])
+    if dist.get_backend() == "nccl":  # which sums on GPUs only
+        everything = everything.cuda()
+    dist.all_reduce(everything)
+    return everything[:-1].cpu(), int(everything[-1])
+
+
+def _check_norms(norms: Tensor, layers: Sequence[str], numbers: Sequence[int], of: str) -> None:
+    for number, row in zip(numbers, norms.tolist(), strict=True):
         bad = [layer for layer, norm in zip(layers, row, strict=True) if not norm < float("inf")]
         if bad:
             raise InputError(

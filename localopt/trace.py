@@ -43,6 +43,7 @@ def trace_layers(
     average: Average = "norms",
     loss: Loss | None = None,
     batch_size: int | None = None,
+    distributed: bool = False,
     progress: bool = False,
 ) -> LayerTrace:
     """Measure each layer's gradient norm on ``probe`` and on ``reference``, for every example apart.
@@ -78,13 +79,15 @@ def trace_layers(
         loss: ``loss(model, batch)`` -> scalar tensor; None for the ``loss`` the model itself returns.
         batch_size: examples measured together; None for as many as fit in 1024 positions, padding included. So many
             are read ahead and held, at most. 1 forces the loop.
+        distributed: share the examples among the processes of the default process group. Every process calls this
+            with the same model and examples, and gets the same trace; two all-reduces of L + 1 numbers.
         progress: show a bar with the remaining time on standard error.
 
     Raises:
         InputError: a set is empty, or an example has no loss, no labeled token, or a loss or gradient that is not
             finite; the message names the example.
-        ValueError: ``batch_size`` is not positive, or the model is wrapped, has nothing to train, or uses reentrant
-            checkpointing on a shared weight.
+        ValueError: ``distributed`` without a process group, or with ``average="gradients"``; ``batch_size`` is not
+            positive; the model is wrapped, has nothing to train, or uses reentrant checkpointing on a shared weight.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
@@ -99,6 +102,9 @@ def trace_layers(
         raise ValueError(f"average must be 'norms' or 'gradients', not {average!r}")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, or None for a size that suits the examples, not {batch_size}")
+    if distributed and (average == "gradients" or not torch.distributed.is_initialized()):
+        why = "averages the gradients themselves" if average == "gradients" else "has no process group to share them in"
+        raise ValueError(f"distributed=True shares out examples, but this run {why}: leave it out")
     if probe is reference and isinstance(probe, Iterator):
         raise ValueError("probe and reference are the same iterator, which can be read only once: give two")
     refuse_wrapped(model, "trace")
@@ -114,7 +120,7 @@ def trace_layers(
         for of, (items, opened) in sets.items():
             examples = one_by_one(bar.track(opened, total=length_hint(items) or None, description=of), of)
             norms[of], counts[of] = average_norms(
-                model, examples, trained, batched=batched, average=average, loss=loss, of=of
+                model, examples, trained, batched=batched, average=average, loss=loss, of=of, distributed=distributed
             )
         logger.info("method: %s", batched.method)
         if progress:

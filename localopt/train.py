@@ -25,6 +25,7 @@ from localopt.models import save_model
 from localopt.optimizer import LocalizedOptimizer
 from localopt.policies import AboveMean
 from localopt.probes import Probe, encode_text
+from localopt.processes import processes
 from localopt.scoring import ScoredSet, as_numbers, score_sets
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class Settings:
             even get gradients. ``"rescale"`` (TGL + ALR): each layer's rate scaled by the trace. ``"online"``: each
             step on the layers with large gradient norms, relative to the trace's reference if there is a trace.
         lr: peak learning rate; linear warm-up over 5% of the steps, linear decay to 0.
-        epochs, batch_size, seq_len: passes over the corpus, sequences a step, tokens a sequence.
+        epochs, batch_size, seq_len: passes over the corpus, sequences a step (of all processes together), tokens a
+            sequence.
         bf16: run the model under bfloat16 autocast (weights stay float32).
         seed: order of the sequences and dropout.
     """
@@ -83,6 +85,10 @@ def train(
     Writes ``OUT/history.json`` (what was asked, and the scores), ``OUT/checkpoints`` (the last two) and, at the end,
     ``OUT/model``.
 
+    Under torchrun every process calls this. They share each step's sequences, by DistributedDataParallel; the last step
+    of an epoch is filled up with sequences from its beginning. Each scores the whole sets, so that none waits for
+    another, and the first writes the files.
+
     Args:
         model: changed in place; ``method="freeze"`` also sets ``requires_grad``.
         tokenizer: that of the model.
@@ -96,15 +102,20 @@ def train(
 
     Raises:
         InputError: ``out`` is not empty, or with ``resume`` is of another run or a finished one; the trace is missing;
-            sequences longer than the model can read; a checkpoint or the model cannot be written.
+            sequences longer than the model can read; a step's sequences cannot be shared out evenly; a checkpoint or
+            the model cannot be written.
         ValueError: the trace is of other layers.
     """
     from localopt.trainer import fit, last_checkpoint  # transformers' Trainer takes seconds to import
 
     out = Path(out)
+    here = processes()
+    progress = progress and here.is_main_process
     _check_trace(settings, trace)
     refuse_longer(settings.seq_len, model)
+    _refuse_uneven(settings.batch_size, here.num_processes)
     history = _history(out, settings, _fingerprints(model, corpus, trace, sets), resume)
+    here.wait_for_everyone()  # none may find what another writes below
     sequences = encode_text(corpus, tokenizer, settings.seq_len)
     torch.manual_seed(settings.seed)
     optimizer = make_optimizer(model, settings, trace)
@@ -121,14 +132,18 @@ def train(
             entry |= {"updated_layers": list(report.updated), "share_updated": report.share_updated}
         # A run that was killed goes on from before its last scores, and takes them again.
         history.scores = [*(entry for entry in history.scores if entry["step"] < step), entry]
-        history.save(out / "history.json")
+        if here.is_main_process:
+            history.save(out / "history.json")
 
-    checkpoint = last_checkpoint(out / "checkpoints")
+    with here.main_process_first():  # which removes what is half-written
+        checkpoint = last_checkpoint(out / "checkpoints")
     if checkpoint is None:
         score(0, 0)  # the first to write: by now everything that can be wrong with the input was looked at
     folder = out / "checkpoints"
     fit(model, sequences, optimizer, settings, folder, checkpoint, score, progress=progress)
-    save_model(model, tokenizer, out / "model")
+    if here.is_main_process:
+        save_model(model, tokenizer, out / "model")
+    here.wait_for_everyone()
     return history
 
 
@@ -174,6 +189,14 @@ def refuse_longer(seq_len: int, model: nn.Module) -> None:
     longest = positions(model)
     if longest is not None and seq_len > longest:
         raise InputError(f"the model reads at most {longest} tokens at once, not {seq_len}: set --seq-len {longest}.")
+
+
+def _refuse_uneven(batch_size: int, count: int) -> None:
+    if batch_size % count:
+        raise InputError(
+            f"{batch_size} sequences a step cannot be shared evenly by {count} processes: set --batch-size to a "
+            f"multiple of {count}."
+        )
 
 
 def _check_trace(settings: Settings, trace: LayerTrace | None) -> None:

@@ -21,6 +21,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from localopt.errors import InputError
 from localopt.evaluate import padded
 from localopt.probes import Example
+from localopt.processes import processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,7 +60,7 @@ def fit(
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=settings.batch_size // processes().num_processes,
         warmup_steps=math.ceil(WARMUP * steps_an_epoch * settings.epochs),
         lr_scheduler_type="linear",
         bf16=settings.bf16,

@@ -10,9 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def torchrun(
-    script: str, processes: int, *arguments: object, timeout: float = 120
-) -> "subprocess.CompletedProcess[str]":
+def torchrun(script: str, processes: int, *arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """Run a module of the repository (``package.module``) or a file under torchrun; its output is kept, not judged."""
     target = [str(ROOT / script)] if script.endswith(".py") else ["-m", script]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]

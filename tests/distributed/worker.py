@@ -1,4 +1,4 @@
-"""What every process of a distributed test does: `torchrun ... -m tests.distributed.worker CASE OUT`.
+"""What every process of a distributed test does: `torchrun ... -m tests.distributed.worker CASE,CASE,... OUT`.
 
 A case trains a small Llama on batches that are the same however many processes share them, and rank 0 leaves in OUT
 what the test compares with one process.
@@ -7,12 +7,11 @@ what the test compares with one process.
 from __future__ import annotations
 
 import copy
-import json
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,10 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW
 
-from localopt import LocalizedOptimizer, TopK
-from localopt.policies import AboveMean, Proportional, Smoothed
-from tests.tiny_models import VOCABULARY, llama
+from localopt import LocalizedOptimizer, trace_layers
+from localopt.errors import InputError
+from localopt.policies import AboveMean, Proportional, Smoothed, TopK
+from tests.tiny_models import VOCABULARY, examples, llama
 
 STEPS = 5
 ROWS = 4  # of a global batch; every process takes its share
@@ -206,8 +206,12 @@ def fsdp2_on_kernels(out: Path) -> dict[str, Any]:
     """The route of accelerators, whose kernels exist on the CPU too."""
     import localopt.fused
 
+    asked = localopt.fused._is_plain
     localopt.fused._is_plain = lambda parameter: True
-    return fsdp2(out)
+    try:
+        return fsdp2(out)
+    finally:
+        localopt.fused._is_plain = asked
 
 
 def fsdp2_sgd(out: Path) -> dict[str, Any]:
@@ -223,9 +227,15 @@ def fsdp2_ignored(out: Path) -> dict[str, Any]:
     for block in network.model.layers:  # type: ignore[union-attr]
         fully_shard(block)
     fully_shard(network, ignored_params={plain})
-    plain.register_post_accumulate_grad_hook(lambda p: (dist.all_reduce(p.grad), p.grad.div_(dist.get_world_size())))
+    plain.register_post_accumulate_grad_hook(_average)
     assert not isinstance(plain, DTensor)
     return run_whole(network, localized(network))
+
+
+def _average(parameter: Tensor) -> None:
+    assert parameter.grad is not None
+    dist.all_reduce(parameter.grad)
+    parameter.grad.div_(dist.get_world_size())
 
 
 def fsdp2_empty(out: Path) -> dict[str, Any]:
@@ -306,16 +316,18 @@ def sequence_parallel(out: Path) -> dict[str, Any]:
     expected = copy.deepcopy(network)
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     parallelize_module(network, mesh, {"1": SequenceParallel()})
+    mine = inputs.chunk(dist.get_world_size(), dim=1)[dist.get_rank()]  # of the sequence
     plain = LocalizedOptimizer(AdamW(expected.parameters()), expected, layers="parameter")
     parallel = LocalizedOptimizer(AdamW(network.parameters(), foreach=False), network, layers="parameter")
     expected(inputs).square().mean().backward()
     plain.step()
-    out_parts = network[1](network[0](inputs))
-    whole = out_parts.full_tensor() if isinstance(out_parts, DTensor) else out_parts
-    network[2](whole).square().mean().backward()
-    kinds = str(network[1].weight.grad.placements)
+    network[2](network[1](network[0](mine)).full_tensor()).square().mean().backward()
+    partial = all(parameter.grad.placements[0].is_partial() for parameter in network[1].parameters())
     parallel.step()
-    return {"expected": plain.report().norms, "found": parallel.report().norms, "kinds": kinds}
+    expected_norms, norms = plain.report(), parallel.report()
+    assert norms.norms is not None
+    assert expected_norms.norms is not None
+    return {"expected": expected_norms.norms[2:4], "found": norms.norms[2:4], "partial": partial}
 
 
 def fsdp1(out: Path) -> dict[str, Any]:
@@ -383,44 +395,60 @@ def _initial_state(network: nn.Module, optimizer: LocalizedOptimizer) -> None:
     optimizer.inner.step()
 
 
-def accelerated(out: Path) -> dict[str, Any]:
-    """accelerate shards the model after the optimizer was made, and swaps its parameters in place."""
-    from accelerate import Accelerator
-    from accelerate.utils import FullyShardedDataParallelPlugin
+def swapped(out: Path) -> dict[str, Any]:
+    """The optimizer is made first, and gets the sharded parameters in place of its own, as accelerate does it."""
+    from accelerate.utils.fsdp_utils import fsdp2_switch_optimizer_parameters
 
-    plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["LlamaDecoderLayer"]
-    )
-    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
     network = model()
-    network, optimizer = accelerator.prepare(network, localized(network))
-    assert any(isinstance(parameter, DTensor) for parameter in network.parameters())
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        tokens = batch(step, dist.get_rank(), dist.get_world_size())
-        accelerator.backward(network(input_ids=tokens, labels=tokens).loss)
-        optimizer.step()
-    return {"weights": weights(network), "reports": [optimizer.optimizer.report().norms]}
+    optimizer = localized(network)
+    addresses = {name: parameter.data_ptr() for name, parameter in network.named_parameters()}
+    for group in optimizer.param_groups:
+        for i, parameter in enumerate(group["params"]):
+            group["params"][i] = torch.empty(1)
+            group["params"][i].data_ptr = parameter.data_ptr()
+    sharded(network)
+    fsdp2_switch_optimizer_parameters(
+        optimizer, {addresses[name]: parameter for name, parameter in network.named_parameters()}
+    )
+    return run_whole(network, optimizer)
+
+
+def trace(out: Path) -> dict[str, Any]:
+    """Probes shared among the processes; on three processes, one gets nothing of the reference."""
+    network = model()
+    torch.manual_seed(3)
+    found = trace_layers(network, examples(7, span=2), examples(2), distributed=True)
+    torch.manual_seed(3)
+    alone = trace_layers(network, examples(7, span=2), examples(2))
+    same = same_on_all_ranks({"norms": found.probe_norms})
+    return {"found": found, "alone": alone, "same": same}
+
+
+def trace_bad_example(out: Path) -> dict[str, Any]:
+    """One process meets a bad example; all of them say which it was."""
+    network = model()
+    good = examples(5)
+    good[3]["labels"] = torch.full_like(good[3]["labels"], -100)
+    try:
+        trace_layers(network, good, examples(2), distributed=True)
+        message = ""
+    except InputError as error:
+        message = str(error)
+    messages: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(messages, message)
+    return {"messages": messages}
 
 
 def main() -> None:
-    case, out = sys.argv[1], Path(sys.argv[2])
+    cases, out = sys.argv[1].split(","), Path(sys.argv[2])
     warnings.simplefilter("ignore")
     dist.init_process_group("gloo", timeout=timedelta(seconds=30))
-    result = globals()[case](out)
-    if dist.get_rank() == 0:
-        torch.save(result, out / f"{case}.pt")
-        print(json.dumps(sorted(result)))
-    dist.barrier()
+    for case in cases:
+        result = globals()[case](out)
+        if dist.get_rank() == 0:
+            torch.save(result, out / f"{case}-{dist.get_world_size()}.pt")
+        dist.barrier()
     dist.destroy_process_group()
-
-
-def alone(**options: Any) -> Iterator[Any]:
-    """The same run in one process."""
-    network = model()
-    optimizer = localized(network, **options)
-    yield train(network, optimizer, range(STEPS))
-    yield weights(network)
 
 
 if __name__ == "__main__":

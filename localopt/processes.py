@@ -1,0 +1,20 @@
+"""One process, or several under torchrun: what the command line and `train` have to know about it.
+
+accelerate finds out which it is, and connects the processes; Trainer relies on the same.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+
+def processes() -> PartialState:
+    """Return this process's place among the others; the first call connects them. Alone, it is the main process."""
+    from accelerate import PartialState  # takes seconds
+
+    return PartialState(cpu=not torch.accelerator.is_available())

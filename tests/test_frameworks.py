@@ -1,18 +1,21 @@
-"""Training frameworks take a localized optimizer as they take any other: GradScaler, accelerate, Trainer."""
+"""Training frameworks take a localized optimizer as they take any other: torch's own parts, accelerate, Trainer."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
@@ -95,6 +98,56 @@ def test_norms_are_taken_of_unscaled_gradients(kernel: str) -> None:
     assert norms == pytest.approx(expected, rel=1e-2)
 
 
+# -- averaged weights and compilation ---------------------------------------------------------------------------------
+
+
+def plain_step(model: nn.Module, step: Callable[[], object], number: int) -> None:
+    inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(number))
+    model.zero_grad()
+    model(inputs).square().mean().backward()
+    step()
+
+
+def test_averaged_weights_are_the_mean_over_the_steps_frozen_layers_included() -> None:
+    model = mlp()
+    averaged = AveragedModel(model)
+    optimizer = LocalizedOptimizer(AdamW(model.parameters(), lr=0.1), model)
+    seen = []
+    for number in range(4):
+        plain_step(model, optimizer.step, number)
+        averaged.update_parameters(model)
+        seen.append([parameter.detach().clone() for parameter in model.parameters()])
+    assert optimizer.report().share_updated < 1
+    for mean, *values in zip(averaged.module.parameters(), *seen, strict=True):
+        torch.testing.assert_close(mean.detach(), torch.stack(values).mean(0))
+
+
+def test_a_compiled_model_is_trained_as_the_model_itself() -> None:
+    model, twin = mlp(), mlp()
+    compiled = torch.compile(model, backend="aot_eager")
+    assert isinstance(compiled, nn.Module)
+    optimizer = LocalizedOptimizer(AdamW(compiled.parameters(), lr=0.1), compiled)
+    other = LocalizedOptimizer(AdamW(twin.parameters(), lr=0.1), twin)
+    for number in range(3):
+        plain_step(compiled, optimizer.step, number)
+        plain_step(twin, other.step, number)
+    assert optimizer.report() == other.report()
+    assert_same_bits(model, twin, "compiled")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_step_does_what_the_step_does() -> None:
+    model, twin = mlp(), mlp()
+    optimizer = LocalizedOptimizer(AdamW(model.parameters(), lr=0.1, fused=True), model)
+    other = LocalizedOptimizer(AdamW(twin.parameters(), lr=0.1, fused=True), twin)
+    step = torch.compile(optimizer.step, backend="eager")
+    for number in range(2):
+        plain_step(model, step, number)
+        plain_step(twin, other.step, number)
+    assert optimizer.report() == other.report()
+    assert_same_bits(model, twin, "compiled step")
+
+
 # -- accelerate -------------------------------------------------------------------------------------------------------
 
 
@@ -128,6 +181,49 @@ def test_accelerate_saves_and_resumes_bit_for_bit(policy: str, tmp_path: Path) -
     assert resumed[2].param_groups[0]["lr"] == whole[2].param_groups[0]["lr"] == 0.1 * 0.5**6
     torch.testing.assert_close(resumed[2].state_dict()["state"], whole[2].state_dict()["state"], rtol=0, atol=0)
     assert resumed[2].state_dict()["param_groups"] == whole[2].state_dict()["param_groups"]
+
+
+@pytest.fixture
+def _own_mixed_precision() -> Iterator[None]:
+    """Accelerate keeps one precision a process, so the test that changes it puts things back."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("_own_mixed_precision")
+def test_accelerate_in_bfloat16_steps_as_with_the_bare_optimizer() -> None:
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    model, twin = mlp(), mlp()
+    localized = LocalizedOptimizer(AdamW(model.parameters(), lr=0.1), model, torch.ones_like)
+    bare = AdamW(twin.parameters(), lr=0.1)
+    for trained, optimizer in ((model, localized), (twin, bare)):
+        accelerated_steps(accelerator, *accelerator.prepare(trained, optimizer, halving(optimizer)), range(3))
+    assert_same_bits(model, twin, "bf16")
+
+
+@each_kernel
+@pytest.mark.usefixtures("_own_mixed_precision")
+def test_accelerate_skips_the_step_its_scaler_finds_overflown(kernel: str) -> None:
+    Accelerator(cpu=True)  # its fp16 needs a GPU; the optimizer and scaler it would use run here too
+    model = mlp()
+    policy = RandomLayers(1, every=1)
+    localized = LocalizedOptimizer(AdamW(model.parameters(), lr=0.1, **{kernel: True}), model, policy)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer = AcceleratedOptimizer(localized, scaler=scaler)
+    skipped, untouched = [], []
+    for step in range(3):
+        before = copy.deepcopy(model)
+        optimizer.zero_grad()
+        loss = model(torch.ones(8, 4)).square().mean() * (1e38 if step == 1 else 1.0)
+        scaler.scale(loss).backward()
+        optimizer.step()
+        skipped.append(optimizer.step_was_skipped)
+        same = zip(model.parameters(), before.parameters(), strict=True)
+        untouched.append(all(torch.equal(now, then) for now, then in same))
+    assert skipped == untouched == [False, True, False]
+    assert policy.state_dict()["steps"].item() == 2
+    assert scaler.get_scale() == 512.0
 
 
 def test_accelerate_accumulates_gradients_over_several_batches_into_one_step() -> None:

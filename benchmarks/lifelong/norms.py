@@ -1,0 +1,85 @@
+"""Gradient norms of a start's layers on the sets that traces are made of, measured when first asked for and kept.
+
+Sets: `A`, `B`: the passages of a half, the loss on the answer alone (what a user has before training; no question of
+the exam). `text`: ordinary text that the start has not read. `near`, `far`: facts to keep, never tested; `kept`:
+both. A number at the end (`kept16`) takes that many examples.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from benchmarks.lifelong.passages import SPLITS, answers_in_passages
+from benchmarks.lifelong.start import plain_text
+from localopt import trace_layers
+from localopt.layer_trace import LayerTrace
+from localopt.probes import Example, Probe, encode, read_probes
+
+EXAMPLES = 64
+
+
+class Norms:
+    """N_l by set, in a file beside the start's weights.
+
+    `at_start` puts the model back to the start's weights; it is called before anything is measured.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        prepared: Path,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        length: int,
+        at_start: Callable[[], None],
+    ) -> None:
+        self.file, self.prepared, self.length = file, prepared, length
+        self.model, self.tokenizer, self.at_start = model, tokenizer, at_start
+        self.known: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.is_file() else {}
+
+    def trace(self, half: str, reference: str) -> LayerTrace:
+        """R of a half's passages relative to a set, or to several joined by "+", each divided by its mean over layers.
+
+        So `text+kept` weighs what ordinary text needs and what facts to keep need alike.
+        """
+        parts = [self[name] for name in reference.split("+")]
+        probe = self[half]
+        joined = torch.stack([torch.tensor(list(part.values())) for part in parts])
+        joined = joined / joined.mean(1, keepdim=True) if len(parts) > 1 else joined
+        return LayerTrace(tuple(probe), torch.tensor(list(probe.values())), joined.mean(0))
+
+    def __getitem__(self, name: str) -> dict[str, float]:
+        if name not in self.known:
+            self.at_start()
+            examples = self.examples(name)
+            trace = trace_layers(self.model, examples, examples[:1])
+            self.known[name] = dict(zip(trace.layers, trace.probe_norms.tolist(), strict=True))
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            partial = self.file.with_suffix(".partial")
+            partial.write_text(json.dumps(self.known))
+            partial.rename(self.file)
+        return self.known[name]
+
+    def examples(self, name: str) -> list[Example]:
+        kind, number = re.fullmatch(r"(\w+?)(\d*)", name).groups()  # type: ignore[union-attr]
+        count = int(number or EXAMPLES)
+        if kind in SPLITS:
+            return encode(answers_in_passages(self.prepared, kind)[:count], self.tokenizer, self.length)
+        if kind == "text":
+            return plain_text(self.tokenizer, self.prepared, self.length)[-count:]
+        return encode(kept_facts(self.prepared, kind, count), self.tokenizer)
+
+
+def kept_facts(prepared: Path, kind: str, count: int) -> list[Probe]:
+    """Facts to keep that are never tested, in their first phrasing: "near", "far", or "kept" for half of each."""
+    probes = [p for p in read_probes(prepared / "retained.trace.jsonl") if p.extra["phrasing"] == 0]
+    sides = [[p for p in probes if p.extra["near"] is near] for near in (True, False)]
+    order = torch.Generator().manual_seed(0)
+    near, far = ([side[int(i)] for i in torch.randperm(len(side), generator=order)] for side in sides)
+    return {"near": near[:count], "far": far[:count], "kept": near[: count - count // 2] + far[: count // 2]}[kind]

@@ -1,0 +1,105 @@
+"""The file of a sweep: JSON lines, one record each, appended as they come.
+
+- `exam`: what is asked, and of which start and data; the first line.
+- `start`: the weights a machine starts from, and what they score; each run names its own.
+- `run`: one method at one rate, on one half with one seed.
+
+A start that is made again on another machine differs by rounding. It joins a file when its answers do not differ more
+than rounding explains (`SAME_START`); every run is compared with the start it had.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from localopt.errors import InputError
+
+SAME_START = 0.25  # nats: root mean square difference of the margins of two starts that count as one
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Records:
+    """A file's records by kind."""
+
+    exam: Row | None = None
+    starts: dict[str, Row] = field(default_factory=dict)
+    runs: list[Row] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, files: list[Path]) -> Records:
+        """Read one file, or several of one exam. A last line that was cut off by a kill is left out.
+
+        Raises:
+            InputError: not such a file, or files of different exams.
+        """
+        found = cls()
+        for file in files:
+            for number, line in enumerate(lines := file.read_text(encoding="utf-8").split("\n"), 1):
+                try:
+                    row = json.loads(line) if line else {}
+                    found.add(row)
+                except (ValueError, KeyError, TypeError) as error:
+                    if number == len(lines) and isinstance(error, json.JSONDecodeError):
+                        continue
+                    raise InputError(
+                        f"{file}:{number}: not a record of a sweep ({error!r}): name its runs.jsonl."
+                    ) from error
+        return found
+
+    def add(self, row: Row) -> None:
+        if not row:
+            return
+        if row["kind"] == "exam":
+            if self.exam is not None and self.exam["inputs"] != row["inputs"]:
+                raise InputError(
+                    f"these runs are of another exam: {differences(self.exam['inputs'], row['inputs'])}; report each "
+                    "exam apart."
+                )
+            self.exam = self.exam or row
+        elif row["kind"] == "start":
+            self.starts[row["id"]] = row
+        else:
+            self.runs.append(row)
+
+    def refuse_other(self, inputs: Row) -> None:
+        """Raise InputError unless the file's exam was made from these inputs."""
+        assert self.exam is not None
+        if self.exam["inputs"] != inputs:
+            raise InputError(
+                f"the sweep there was made with other inputs: {differences(self.exam['inputs'], inputs)}. Go on with "
+                "the same, or name another --out."
+            )
+
+    def refuse_far(self, start: Row) -> float:
+        """How far a start is from the first one here; InputError where that is more than rounding."""
+        first = next(iter(self.starts.values()), start)
+        pairs = list(zip(first["margins"], start["margins"], strict=True))
+        distance = (sum((a - b) ** 2 for a, b in pairs) / len(pairs)) ** 0.5
+        if distance > SAME_START:
+            raise InputError(
+                f"the start made here answers otherwise than that of the sweep to go on with: its margins differ by "
+                f"{distance:.2f} nats (root mean square; rounding explains {SAME_START}). Use the start.safetensors of "
+                "that sweep, or begin another with --out."
+            )
+        return float(distance)
+
+
+def differences(one: Row, other: Row) -> str:
+    """What differs between two records, in words."""
+    keys = dict.fromkeys([*one, *other])
+    return "; ".join(f"{key} {one.get(key)}, not {other.get(key)}" for key in keys if one.get(key) != other.get(key))
+
+
+def append(file: Path, row: Row) -> None:
+    """Add a line, first ending one that was cut off by a kill."""
+    with file.open("a+", encoding="utf-8") as out:
+        out.seek(0)
+        text = out.read()
+        if text and not text.endswith("\n"):
+            out.truncate(len(text[: text.rfind("\n") + 1].encode()))
+        out.write(json.dumps(row, allow_nan=False, separators=(",", ":"), ensure_ascii=False) + "\n")

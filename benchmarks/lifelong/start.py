@@ -1,0 +1,65 @@
+"""The checkpoint every method starts from: the model, adapted to plain text and to passages of the corpus's style.
+
+Weights that were stored in 4 bits or tuned to chat improve on anything at first, and passages of one style teach that
+style: both would look like learning. The passages read here state facts that are never asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import AdamW
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from benchmarks.lifelong.training import Settings, fit, grouped, texts
+from localopt.probes import encode_text, read_corpus
+from localopt.textfiles import json_lines
+
+RATE = 1e-4
+SEQUENCES = 192  # of plain text
+READINGS = 2  # of each passage
+
+Weights = dict[str, Tensor]
+
+
+def start_weights(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prepared: Path, file: Path, settings: Settings
+) -> tuple[Weights, str]:
+    """The start's weights by parameter name, and their fingerprint: read from `file`, or trained and written there.
+
+    The same files, settings, machine and number of threads give the same weights to the bit; another machine gives
+    others that differ by rounding.
+    """
+    if not file.is_file():
+        passages = [row for _, row in json_lines(prepared / "corpus_style.jsonl")]
+        sequences = plain_text(tokenizer, prepared, settings.length)[:SEQUENCES]
+        sequences += texts(passages, tokenizer, settings.length) * READINGS
+        random.Random(0).shuffle(sequences)
+        once = Settings(settings.length, settings.batch_size, 1, settings.bf16)
+        fit(model, sequences, AdamW(grouped(list(model.parameters())), lr=RATE, fused=True), once, seed=0)
+        partial = file.with_suffix(".partial")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: parameter.detach() for name, parameter in model.named_parameters()}, partial)
+        partial.rename(file)
+    weights = load_file(file)
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(weights[name].numpy().tobytes())
+    return weights, digest.hexdigest()[:16]
+
+
+def plain_text(tokenizer: PreTrainedTokenizerBase, prepared: Path, length: int) -> list[dict[str, Tensor]]:
+    """Ordinary text in chunks; the start reads the first, traces and replay take the last."""
+    return encode_text(read_corpus(prepared / "text.txt"), tokenizer, length)
+
+
+@torch.no_grad()
+def place(model: nn.Module, start: Weights, end: Weights | None = None, share: float = 0.0) -> None:
+    """Set the model to start + share * (end - start)."""
+    for name, parameter in model.named_parameters():
+        parameter.copy_(start[name] if end is None else torch.lerp(start[name], end[name], share))

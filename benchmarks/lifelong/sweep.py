@@ -1,0 +1,113 @@
+"""Runs in the order of evidence, one JSON line each as it comes; a sweep that was killed goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.lifelong.exam import Exam
+from benchmarks.lifelong.methods import layer_names
+from benchmarks.lifelong.norms import Norms
+from benchmarks.lifelong.records import Records, append
+from benchmarks.lifelong.run import Bench, Cell
+from benchmarks.lifelong.start import place, start_weights
+from benchmarks.lifelong.training import Settings
+from benchmarks.stamp import stamp
+from localopt.errors import InputError
+from localopt.models import load_model
+
+Row = dict[str, Any]
+
+
+def cells(methods: Sequence[str], lrs: Sequence[float], halves: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
+    """Every method once before any is repeated: seeds outermost, then rates, methods, halves."""
+    return [Cell(method, lr, half, seed) for seed, lr, method, half in product(seeds, lrs, methods, halves)]
+
+
+def sweep(prepared: Path, model: str, out: Path, planned: Sequence[Cell], settings: Settings, *, resume: bool) -> Path:
+    """Do what is not done yet; returns OUT/runs.jsonl.
+
+    OUT also keeps the start's weights and the norms of its layers, which can be made again.
+
+    Raises:
+        InputError: there is a sweep in `out` already, and it is not to be resumed, or is one of other inputs.
+    """
+    file = out / "runs.jsonl"
+    if file.exists() and not resume:
+        raise InputError(f"{file}: exists: add --resume to go on with it, or name another --out.")
+    records = Records.read([file]) if file.exists() else Records()
+    inputs = {"data": _fingerprint(prepared), "model": Path(model).name, **settings.as_dict()}
+    if records.exam is not None:
+        records.refuse_other(inputs)
+    done = {Cell(run["method"], run["lr"], run["half"], run["seed"]) for run in records.runs}
+    todo = [cell for cell in planned if cell not in done]
+    _say(f"{len(planned)} runs, {len(planned) - len(todo)} of them done")
+    if not todo:
+        return file
+    bench, identity = _bench(prepared, model, out, settings)
+    if identity not in records.starts or records.exam is None:
+        place(bench.model, bench.start)
+        answers = bench.ask_everything()
+        row: Row = {"kind": "start", "id": identity, "margins": [round(a["margin"], 4) for a in answers]}
+        row["distance"] = records.refuse_far(row)
+        kept = records.exam["kept"] if records.exam else bench.exam.known(answers)
+        if records.exam is None:
+            out.mkdir(parents=True, exist_ok=True)
+            append(file, exam := _exam(bench, kept, inputs))
+            records.add(exam)
+        bench.kept = kept
+        row["points"] = {half: bench.point(half, guards=True) for half in ("A", "B")}
+        row["decoded"] = {half: bench.decoded(half) for half in ("A", "B")}
+        row |= {"relearned": bench.relearned_start(), "stamp": stamp()}
+        append(file, row)
+    assert records.exam is not None
+    bench.kept = records.exam["kept"]
+    began = time.perf_counter()
+    for number, cell in enumerate(todo, 1):
+        row = bench.run(cell)
+        append(file, {"kind": "run", "start": identity, **row})
+        left = (time.perf_counter() - began) / number * (len(todo) - number)
+        _say(f"{number} of {len(todo)}: {cell}, {row['seconds']:.0f} s; about {left / 60:.0f} minutes left")
+    return file
+
+
+def _bench(prepared: Path, name: str, out: Path, settings: Settings) -> tuple[Bench, str]:
+    model, tokenizer = load_model(name)
+    began = time.perf_counter()
+    start, identity = start_weights(model, tokenizer, prepared, out / "start.safetensors", settings)
+    _say(f"start {identity}, {time.perf_counter() - began:.0f} s")
+    norms = Norms(
+        out / f"norms-{identity}.json", prepared, model, tokenizer, settings.length, lambda: place(model, start)
+    )
+    return Bench(model, tokenizer, prepared, start, Exam.read(prepared, tokenizer), [], norms, settings), identity
+
+
+def _exam(bench: Bench, kept: list[str], inputs: Row) -> Row:
+    """Names of what is asked, in the order of every list of margins."""
+    facts = set(kept)
+    items = [
+        {"part": i.part, "split": i.split, "fact": i.fact, "group": i.group, "phrasing": i.phrasing}
+        for i in bench.exam.items
+        if i.part in ("A", "B") or i.fact in facts
+    ]
+    layers = layer_names(bench.model)
+    return {"kind": "exam", "inputs": inputs, "kept": kept, "items": items, "layers": layers}
+
+
+def _fingerprint(prepared: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(prepared.iterdir()):
+        if path.suffix in (".jsonl", ".txt"):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} [{torch.get_num_threads()} threads] {text}", file=sys.stderr, flush=True)

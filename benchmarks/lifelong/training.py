@@ -1,0 +1,82 @@
+"""One training loop for the start and for every method: texts of equal rank in batches, a rate that rises and falls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from localopt.evaluate import padded
+from localopt.probes import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+WARMUP = 0.05  # share of the steps
+WEIGHT_DECAY = 0.01  # on matrices
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is the same in all runs of a sweep: tokens of a text, texts of a batch, passes, and the forward's dtype."""
+
+    length: int = 64
+    batch_size: int = 8
+    epochs: int = 3
+    bf16: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
+
+
+def texts(rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, length: int) -> list[Example]:
+    """One sequence a text, cut after `length` tokens, the loss on every token."""
+    ids = [torch.tensor(tokenizer(row["text"], verbose=False)["input_ids"][:length]) for row in rows]
+    return [{"input_ids": one, "labels": one.clone()} for one in ids]
+
+
+def grouped(parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
+    """Parameter groups with weight decay on matrices alone."""
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": WEIGHT_DECAY},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def fit(
+    model: nn.Module,
+    sequences: Sequence[Example],
+    optimizer: Optimizer,
+    settings: Settings,
+    seed: int,
+    after_step: Callable[[], None] = lambda: None,
+) -> None:
+    """Train; the order of the sequences depends on the seed alone. `after_step` is called after every step."""
+    steps = math.ceil(len(sequences) / settings.batch_size) * settings.epochs
+    warmup = math.ceil(WARMUP * steps)
+    schedule = LambdaLR(optimizer, lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup)))
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    model.train()
+    for _ in range(settings.epochs):
+        order = torch.randperm(len(sequences), generator=generator)
+        for chosen in torch.split(order, settings.batch_size):
+            ids, labels, attention = padded([sequences[int(i)] for i in chosen])
+            with settings.autocast():
+                loss = model(input_ids=ids, labels=labels, attention_mask=attention, use_cache=False).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            after_step()
+    model.eval()

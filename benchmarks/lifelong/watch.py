@@ -1,0 +1,57 @@
+"""What a run did besides learning: which layers its steps updated, and how much memory it took."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from torch import nn
+from torch.optim import Optimizer
+
+from benchmarks.lifelong.methods import Online, Scales
+from localopt import LocalizedOptimizer
+from localopt.layers import partition
+
+
+class Watch:
+    """Called after every step of an optimizer.
+
+    `scales`: of each layer, averaged over the steps; `share`: of the parameters a step updates, likewise.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, plan: Scales | Online) -> None:
+        self.optimizer = optimizer if isinstance(plan, Online) else None
+        self.steps = 0
+        layer_of = partition((name for name, _ in model.named_parameters()), "sublayer")
+        if isinstance(plan, Online):
+            self.scales = dict.fromkeys(layer_of.values(), 0.0)
+            self.share = 0.0
+        else:
+            sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+            self.scales = dict(plan)
+            self.share = sum(size for name, size in sizes.items() if plan[layer_of[name]] > 0) / sum(sizes.values())
+
+    def __call__(self) -> None:
+        if not isinstance(self.optimizer, LocalizedOptimizer):
+            return
+        report = self.optimizer.report()
+        self.steps += 1
+        self.share += (report.share_updated - self.share) / self.steps
+        updated = set(report.updated)
+        for layer, mean in self.scales.items():
+            self.scales[layer] = mean + ((layer in updated) - mean) / self.steps
+
+
+def reset_peak() -> None:
+    """Forget the process's memory peak so far (Linux; elsewhere nothing happens and there is no peak)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mb() -> float | None:
+    """The most memory the process held since then, in MB."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((round(int(line.split()[1]) / 1024, 1) for line in lines if line.startswith("VmHWM")), None)

@@ -317,6 +317,25 @@ def test_an_optimizer_that_writes_into_its_groups_is_told_apart_at_the_first_ste
     assert "k" not in optimizer.param_groups[0]
 
 
+def test_a_model_rebuilt_after_the_optimizer_was_made_is_noticed_at_the_first_step() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    optimizer = LocalizedOptimizer(AdamW(model.parameters()), model)
+    for i in range(2):
+        model[i] = nn.Linear(4, 4)
+    model(torch.ones(1, 4)).sum().backward()
+    with pytest.raises(RuntimeError, match=r"none of the optimizer's 4 parameters has a gradient.*was rebuilt"):
+        optimizer.step()
+
+
+def test_a_step_without_any_gradient_is_said_once() -> None:
+    model = nn.Linear(4, 1)
+    optimizer = LocalizedOptimizer(AdamW(model.parameters()), model)
+    with pytest.warns(UserWarning, match="no parameter has a gradient") as said:
+        optimizer.step()
+        optimizer.step()
+    assert [warning.filename for warning in said] == [__file__]
+
+
 def test_pinned_layers_keep_their_scale() -> None:
     model = Layered(torch.float32)
     policy = Pinned(AboveMean(), always=["0"], never=["3"])

@@ -42,7 +42,7 @@ def localized_optimizer(
         layers, frozen_state, nonfinite: as for :class:`localopt.LocalizedOptimizer`.
 
     Raises:
-        ImportError: this version of transformers knows no optimizer factories.
+        ImportError: transformers is older than 5.2, which has no optimizer factories.
 
     Example:
         >>> from transformers import TrainingArguments
@@ -54,8 +54,8 @@ def localized_optimizer(
     """
     if not hasattr(transformers.trainer, "is_optimizer_factory"):
         raise ImportError(
-            f"transformers {transformers.__version__} cannot make an optimizer from a factory: upgrade transformers, "
-            "or pass Trainer(optimizers=(LocalizedOptimizer(...), None))"
+            f"transformers {transformers.__version__} cannot make an optimizer from a factory: upgrade to 5.2 or "
+            "newer, or pass Trainer(optimizers=(LocalizedOptimizer(...), None))"
         )
     options = {"policy": policy, "layers": layers, "frozen_state": frozen_state, "nonfinite": nonfinite}
     return _Factory, {"args": args, **options}

@@ -33,8 +33,8 @@ def localized_optimizer(
     """Return what Trainer takes as ``optimizer_cls_and_kwargs``: the optimizer it would have made itself, localized.
 
     So ``optim``, learning rate, betas, epsilon and weight decay come from ``args``, and Trainer's own parameter groups
-    (no decay for biases and norms) stay. Under FSDP this is the way in, since Trainer refuses ``optimizers=`` there.
-    There is no ``max_grad_norm``: Trainer clips, by the one in ``args``.
+    (no decay for biases and norms) stay. Under FSDP, where Trainer refuses ``optimizers=``, it takes this (which needs
+    GPUs and has not been tried yet). There is no ``max_grad_norm``: Trainer clips, by the one in ``args``.
 
     Args:
         args: the arguments the Trainer is given.

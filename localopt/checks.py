@@ -32,6 +32,11 @@ def refuse_at_construction(
         raise ValueError("the optimizer is localized already: two wrappers would rescale twice. Wrap the inner one.")
     if isinstance(optimizer, LBFGS):
         raise ValueError("LBFGS steps all parameters as one vector, so layers cannot be left out: use AdamW or SGD")
+    if name == "LayerWiseDummyOptimizer":
+        raise ValueError(
+            "LayerWiseDummyOptimizer (layer-wise GaLore and the like in transformers) updates parameters during the "
+            "backward pass, before a step could choose layers: use an optimizer that updates in step(), such as AdamW"
+        )
     if any(group.get("differentiable") for group in optimizer.param_groups):
         raise ValueError(f"{name} has differentiable=True, but the choice of layers has no gradient: leave it off")
     if isinstance(policy, type):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import ASGD, LBFGS, SGD, Adam, AdamW, Rprop
+from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
 from localopt import AboveMean, Fixed, LocalizedOptimizer, Proportional
 from localopt.policies import Pinned, Smoothed
@@ -315,6 +316,11 @@ def test_an_optimizer_that_writes_into_its_groups_is_told_apart_at_the_first_ste
     with pytest.raises(RuntimeError, match=r"Counting writes \['k'\]"):
         optimizer.step()
     assert "k" not in optimizer.param_groups[0]
+
+
+def test_an_optimizer_that_updates_during_the_backward_pass_is_refused() -> None:
+    dummy = LayerWiseDummyOptimizer(optimizer_dict={})
+    assert_refused("during the backward pass", dummy, nn.Linear(2, 2))
 
 
 def test_a_model_rebuilt_after_the_optimizer_was_made_is_noticed_at_the_first_step() -> None:

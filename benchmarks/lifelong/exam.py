@@ -5,7 +5,7 @@ A *margin* is the mean NLL of an answer's distractors less its own NLL, in nats,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from localopt.textfiles import json_lines
 
 DISTRACTORS = 4
 PHRASINGS = 2  # of every fact
-KEPT = {("near", "dev"): 40, ("near", "test"): 80, ("far", "dev"): 20, ("far", "test"): 40}  # facts, at most
-CLOZES = 60  # sentences on new entities
-TEXTS, TEXT_LENGTH = 16, 128  # of WikiText
+KEPT = {("near", "dev"): 20, ("near", "test"): 80, ("far", "test"): 40}  # facts, at most
+CLOZES = 40  # sentences on new entities
+TEXTS, TEXT_LENGTH = 12, 128  # of WikiText
 DECODED = 8  # tokens
 
 Row = dict[str, Any]
@@ -99,16 +99,19 @@ class Exam:
             kept += _spread(list(facts), most)
         return kept
 
-    def places(self, half: str, kept: Sequence[str]) -> dict[str, list[int]]:
-        """Which questions a run on one half is asked: all phrasings of what it is taught, one of the other half's."""
-        facts = set(kept)
-        return {
-            "taught": [i for i, item in enumerate(self.items) if item.part == half],
-            "held": [
-                i for i, item in enumerate(self.items) if item.part in SPLITS.keys() - {half} and item.phrasing == 0
-            ],
-            "kept": [i for i, item in enumerate(self.items) if item.fact in facts],
-        }
+    def places(self, part: str, kept: Collection[str] = ()) -> list[int]:
+        """Where the questions of a part stand.
+
+        Args:
+            part: "A" or "B"; "not A" or "not B" for the other half, one phrasing a fact, which is enough for a control;
+                "near" or "far".
+            kept: the facts to keep that are asked about.
+        """
+        if part.startswith("not "):
+            half = part.removeprefix("not ")
+            return [i for i, item in enumerate(self.items) if item.part in SPLITS.keys() - {half} and not item.phrasing]
+        asked = [i for i, item in enumerate(self.items) if item.part == part]
+        return asked if part in SPLITS else [i for i in asked if self.items[i].fact in kept]
 
     def guards(self, model: PreTrainedModel) -> dict[str, float]:
         """NLL a token on WikiText, and on the masked spans of sentences on new entities."""

@@ -125,38 +125,52 @@ def careful(reference: str) -> Method:
     return scales
 
 
-METHODS: dict[str, Method] = {
-    "adamw": everything,
-    "fp-text": frozen("text"),
-    "deep": depth(True),
-    "random0": matched(frozen("text"), 0),
-    "fp-kept": frozen("kept"),
-    "shallow": depth(False),
-    "random1": matched(frozen("text"), 1),
-    "alr-text": rescaled("text"),
-    "online": lambda case: Online(AboveMean()),
-    "inverted": inverted("text"),
-    "random2": matched(frozen("text"), 2),
-    "deep-embedding": depth(True, embedding=True),
-    "uniform": uniform(rescaled("text")),
-    "online-relative": lambda case: Online(RelativeTo(case.norms.trace(case.half, "text"), AboveMean())),
-    "fp-kept-blocks": without_embedding(frozen("kept")),
-    "random3": matched(frozen("text"), 3),
-    "random4": matched(frozen("text"), 4),
-    "alr-kept": rescaled("kept"),
-    "online-track": lambda case: Online(AboveMean(), "track"),
-    "alr-text-mean": rescaled("text", "mean"),
-    "random-kept0": matched(frozen("kept"), 0),
-    "random-kept1": matched(frozen("kept"), 1),
-    "random-kept2": matched(frozen("kept"), 2),
-    "online-kept": lambda case: Online(RelativeTo(case.norms.trace(case.half, "kept"), AboveMean())),
-    "careful": careful("kept"),
-    "fp-near": frozen("near"),
-    "fp-far": frozen("far"),
-    "fp-kept4": frozen("kept4"),
-    "fp-kept16": frozen("kept16"),
-    "fp-text+kept": frozen("text+kept"),
-    "alr-kept-mean": rescaled("kept", "mean"),
+def relative(reference: str) -> Method:
+    """`AboveMean` at every step, on norms relative to those of these sets at the start."""
+    return lambda case: Online(RelativeTo(case.norms.trace(case.half, reference), AboveMean()))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method with what a table says of it."""
+
+    about: str
+    plan: Method
+
+
+_KEPT, _TEXT = frozen("kept"), frozen("text")
+METHODS: dict[str, Entry] = {
+    "adamw": Entry("AdamW on everything", everything),
+    "fp-text": Entry("TGL+FP against ordinary text", _TEXT),
+    "deep": Entry("deep half of the blocks", depth(True)),
+    "random0": Entry("random layers, as many as TGL+FP against text", matched(_TEXT, 0)),
+    "fp-kept": Entry("TGL+FP against facts to keep", _KEPT),
+    "shallow": Entry("shallow half of the blocks", depth(False)),
+    "random1": Entry("random layers, second draw", matched(_TEXT, 1)),
+    "alr-text": Entry("TGL+ALR against text", rescaled("text")),
+    "online": Entry("online, `AboveMean`", lambda case: Online(AboveMean())),
+    "inverted": Entry("what TGL+FP against text freezes", inverted("text")),
+    "random2": Entry("random layers, third draw", matched(_TEXT, 2)),
+    "deep-embedding": Entry("deep half and embedding", depth(True, embedding=True)),
+    "uniform": Entry("AdamW at ALR's mean rate", uniform(rescaled("text"))),
+    "online-relative": Entry("online, relative to text", relative("text")),
+    "fp-kept-blocks": Entry("TGL+FP against facts to keep, no embedding", without_embedding(_KEPT)),
+    "random3": Entry("random layers, fourth draw", matched(_TEXT, 3)),
+    "random4": Entry("random layers, fifth draw", matched(_TEXT, 4)),
+    "alr-kept": Entry("TGL+ALR against facts to keep", rescaled("kept")),
+    "online-track": Entry("online, moments of frozen layers move on", lambda case: Online(AboveMean(), "track")),
+    "alr-text-mean": Entry("TGL+ALR against text, mean rate kept", rescaled("text", "mean")),
+    "random-kept0": Entry("random layers, as many as TGL+FP against facts", matched(_KEPT, 0)),
+    "random-kept1": Entry("the same, second draw", matched(_KEPT, 1)),
+    "random-kept2": Entry("the same, third draw", matched(_KEPT, 2)),
+    "online-kept": Entry("online, relative to facts to keep", relative("kept")),
+    "careful": Entry("rates N_new / N_K^2, clipped to [.1, 1]", careful("kept")),
+    "fp-near": Entry("TGL+FP against near facts alone", frozen("near")),
+    "fp-far": Entry("TGL+FP against far facts alone", frozen("far")),
+    "fp-kept4": Entry("TGL+FP against 4 facts to keep", frozen("kept4")),
+    "fp-kept16": Entry("TGL+FP against 16 facts to keep", frozen("kept16")),
+    "fp-text+kept": Entry("TGL+FP against text and facts to keep", frozen("text+kept")),
+    "alr-kept-mean": Entry("TGL+ALR against facts to keep, mean rate kept", rescaled("kept", "mean")),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from benchmarks.lifelong.exam import Exam
 from benchmarks.lifelong.methods import METHODS, Case, layer_names, make_optimizer
 from benchmarks.lifelong.norms import Norms, kept_facts
-from benchmarks.lifelong.passages import lessons
+from benchmarks.lifelong.passages import SPLITS, lessons
 from benchmarks.lifelong.start import Weights, place
 from benchmarks.lifelong.training import Settings, fit, grouped
 from benchmarks.lifelong.watch import Watch, peak_mb, reset_peak
 from localopt.probes import encode
 
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the way from the start to the end
-GUARDED = (0.5, 1.0)
 RELEARNED, RELEARN_STEPS, RELEARN_RATE = 10, 3, 2e-5
 DIGITS = 3
 
@@ -49,7 +49,7 @@ class Bench:
     prepared: Path
     start: Weights
     exam: Exam
-    kept: list[str]
+    kept: set[str]
     norms: Norms
     settings: Settings
 
@@ -57,7 +57,7 @@ class Bench:
         """Train and examine; the record, ready for JSON."""
         place(self.model, self.start)
         case = Case(layer_names(self.model), cell.half, cell.seed, self.norms)
-        plan = METHODS[cell.method](case)
+        plan = METHODS[cell.method].plan(case)
         place(self.model, self.start)  # tracing gave the weights back; who looks at them meanwhile must not matter
         sequences = lessons(self.prepared, cell.half, self.tokenizer, self.settings.length)
         optimizer = make_optimizer(self.model, cell.lr, plan)
@@ -79,54 +79,58 @@ class Bench:
         del optimizer, watch
         self.model.requires_grad_(True)
         end = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
-        record["points"] = {str(share): self._point(cell.half, share, end) for share in SHARES}
-        record["decoded"] = self.decoded(cell.half)
-        record["relearned"] = self._relearned()
+        record["points"] = {}
+        for share in SHARES:
+            place(self.model, self.start, end, share)
+            record["points"][str(share)] = self.point(cell.half)
+        record["end"] = self.at_the_end(cell.half)
+        record["relearned"] = self.relearned()
         return record | {"seconds": round(time.perf_counter() - began, 1)}
 
-    def point(self, half: str, guards: bool) -> Row:
-        """The exam of a half, for the weights as they are, as lists in the order of the questions."""
-        found: Row = {}
-        for name, chosen in self.exam.places(half, self.kept).items():
-            answers = self._ask(chosen)
-            found[name] = [round(answer["margin"], DIGITS) for answer in answers]
-            found[f"{name}_first"] = "".join(str(int(answer["first"])) for answer in answers)
-            if name == "taught":
-                found["over_old"] = [round(answer["over_old"], DIGITS) for answer in answers if "over_old" in answer]
-        return found | (self.guards() if guards else {})
+    def point(self, half: str) -> Row:
+        """Margins of what a half's path is made of, in the order of the questions; see `listed`."""
+        return {name: listed(self.ask(self._places(name, half))) for name in ("taught", "held", "near")}
 
-    def guards(self) -> dict[str, float]:
+    def at_the_end(self, half: str) -> Row:
+        """What is asked of the end of a path only."""
         with self.settings.autocast():
-            return {name: round(value, 4) for name, value in self.exam.guards(self.model).items()}
+            guards, decoded = self.exam.guards(self.model), self.exam.decode(self.model, self._places("taught", half))
+        return {"far": listed(self.ask(self._places("far", half)))} | {
+            name: round(value, 4) for name, value in (guards | decoded).items()
+        }
 
-    def decoded(self, half: str) -> dict[str, float]:
-        with self.settings.autocast():
-            return self.exam.decode(self.model, self.exam.places(half, [])["taught"])
+    def relearned(self) -> list[float]:
+        """Margins of the near facts after a reminder: a few steps on other facts of their kind.
 
-    def ask_everything(self) -> list[Row]:
-        return self._ask(range(len(self.exam.items)))
-
-    def _ask(self, chosen: Any) -> list[Row]:
-        with self.settings.autocast():
-            return self.exam.ask(self.model, chosen)
-
-    def _point(self, half: str, share: float, end: Weights) -> Row:
-        place(self.model, self.start, end, share)
-        return self.point(half, share in GUARDED)
-
-    def _relearned(self) -> list[float]:
-        """Margins of the facts to keep after a reminder: a few steps on other facts of their kind.
-
-        What comes back was misplaced, what does not was lost.
+        What comes back was misplaced, what does not was lost. The model is left as it is then.
         """
         reminder = encode(kept_facts(self.prepared, "near", RELEARNED), self.tokenizer)
         once = Settings(self.settings.length, RELEARNED, RELEARN_STEPS, self.settings.bf16)
         fit(self.model, reminder, AdamW(grouped(list(self.model.parameters())), lr=RELEARN_RATE, fused=True), once, 0)
-        return [round(answer["margin"], DIGITS) for answer in self._ask(self.exam.places("A", self.kept)["kept"])]
+        return list(listed(self.ask(self._places("near", "")))["margin"])
 
-    def relearned_start(self) -> list[float]:
-        """What the reminder does to the start."""
-        place(self.model, self.start)
-        found = self._relearned()
-        place(self.model, self.start)
-        return found
+    def first(self, answers: Sequence[Row]) -> Row:
+        """The record of the start: all answers, and for each half what a run has at its points and its end."""
+        row: Row = {"margins": [round(answer["margin"], DIGITS) for answer in answers]}
+        for half in SPLITS:
+            row[half] = {
+                name: listed([answers[i] for i in self._places(name, half)]) for name in ("taught", "held", "near")
+            }
+            row[half] |= self.at_the_end(half)
+        return row | {"relearned": self.relearned()}
+
+    def ask(self, chosen: Sequence[int]) -> list[Row]:
+        with self.settings.autocast():
+            return self.exam.ask(self.model, chosen)
+
+    def _places(self, name: str, half: str) -> list[int]:
+        return self.exam.places({"taught": half, "held": f"not {half}"}.get(name, name), self.kept)
+
+
+def listed(answers: Sequence[Row]) -> Row:
+    """Answers as lists: `margin`, `over_old` where there is an old answer, and `first` as a string of 0 and 1."""
+    return {
+        "margin": [round(answer["margin"], DIGITS) for answer in answers],
+        "first": "".join(str(int(answer["first"])) for answer in answers),
+        "over_old": [round(answer["over_old"], DIGITS) for answer in answers if "over_old" in answer],
+    }

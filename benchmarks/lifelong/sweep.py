@@ -15,8 +15,9 @@ import torch
 from benchmarks.lifelong.exam import Exam
 from benchmarks.lifelong.methods import layer_names
 from benchmarks.lifelong.norms import Norms
+from benchmarks.lifelong.passages import SPLITS
 from benchmarks.lifelong.records import Records, append
-from benchmarks.lifelong.run import Bench, Cell
+from benchmarks.lifelong.run import DIGITS, Bench, Cell
 from benchmarks.lifelong.start import place, start_weights
 from benchmarks.lifelong.training import Settings
 from benchmarks.stamp import stamp
@@ -52,23 +53,10 @@ def sweep(prepared: Path, model: str, out: Path, planned: Sequence[Cell], settin
     if not todo:
         return file
     bench, identity = _bench(prepared, model, out, settings)
-    if identity not in records.starts or records.exam is None:
-        place(bench.model, bench.start)
-        answers = bench.ask_everything()
-        row: Row = {"kind": "start", "id": identity, "margins": [round(a["margin"], 4) for a in answers]}
-        row["distance"] = records.refuse_far(row)
-        kept = records.exam["kept"] if records.exam else bench.exam.known(answers)
-        if records.exam is None:
-            out.mkdir(parents=True, exist_ok=True)
-            append(file, exam := _exam(bench, kept, inputs))
-            records.add(exam)
-        bench.kept = kept
-        row["points"] = {half: bench.point(half, guards=True) for half in ("A", "B")}
-        row["decoded"] = {half: bench.decoded(half) for half in ("A", "B")}
-        row |= {"relearned": bench.relearned_start(), "stamp": stamp()}
-        append(file, row)
+    if identity not in records.starts:
+        records.add(_begin(bench, identity, inputs, records, file))
     assert records.exam is not None
-    bench.kept = records.exam["kept"]
+    bench.kept = set(records.exam["kept"])
     began = time.perf_counter()
     for number, cell in enumerate(todo, 1):
         row = bench.run(cell)
@@ -86,19 +74,34 @@ def _bench(prepared: Path, name: str, out: Path, settings: Settings) -> tuple[Be
     norms = Norms(
         out / f"norms-{identity}.json", prepared, model, tokenizer, settings.length, lambda: place(model, start)
     )
-    return Bench(model, tokenizer, prepared, start, Exam.read(prepared, tokenizer), [], norms, settings), identity
+    return Bench(model, tokenizer, prepared, start, Exam.read(prepared, tokenizer), set(), norms, settings), identity
 
 
-def _exam(bench: Bench, kept: list[str], inputs: Row) -> Row:
-    """Names of what is asked, in the order of every list of margins."""
-    facts = set(kept)
-    items = [
+def _begin(bench: Bench, identity: str, inputs: Row, records: Records, file: Path) -> Row:
+    """Examine a start that is new to the file; the first one decides which facts are to be kept."""
+    place(bench.model, bench.start)
+    answers = bench.ask(range(len(bench.exam.items)))
+    row: Row = {"kind": "start", "id": identity, "margins": [round(answer["margin"], DIGITS) for answer in answers]}
+    row["distance"] = records.refuse_far(row)
+    if records.exam is None:
+        kept = bench.exam.known(answers)
+        records.add({"kind": "exam", "inputs": inputs, "kept": kept, "items": _items(bench, kept)})
+        records.exam["layers"] = layer_names(bench.model)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        append(file, records.exam)
+    bench.kept = set(records.exam["kept"])
+    row |= bench.first(answers) | {"stamp": stamp()}
+    append(file, row)
+    return row
+
+
+def _items(bench: Bench, kept: Sequence[str]) -> list[Row]:
+    """What is asked, in the order of every list of margins."""
+    return [
         {"part": i.part, "split": i.split, "fact": i.fact, "group": i.group, "phrasing": i.phrasing}
         for i in bench.exam.items
-        if i.part in ("A", "B") or i.fact in facts
+        if i.part in SPLITS or i.fact in set(kept)
     ]
-    layers = layer_names(bench.model)
-    return {"kind": "exam", "inputs": inputs, "kept": kept, "items": items, "layers": layers}
 
 
 def _fingerprint(prepared: Path) -> str:

@@ -1,0 +1,117 @@
+"""Records -> one page of tables and pictures, and the tables as Markdown.
+
+    python -m benchmarks.lifelong.report RUNS.jsonl ... --out FOLDER
+
+writes FOLDER/lifelong.html, which needs nothing beside it, and FOLDER/lifelong-tables.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import io
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from benchmarks.lifelong.records import Records
+from benchmarks.lifelong.tables import Findings, Table
+from benchmarks.stamp import summary
+from localopt.errors import InputError
+from localopt.plots import Run, heat_map, learning_forgetting
+
+DRAWN = ("adamw", "fp-text", "fp-kept", "deep", "shallow", "random0", "alr-text", "online")
+MAPPED = ("fp-text", "fp-kept", "alr-text", "alr-kept", "online", "online-relative", "online-kept")
+
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; margin: 1rem 0; font-size: 13px } th, td { padding: .25rem .6rem; text-align: right }
+th { border-bottom: 2px solid #888; vertical-align: bottom } td { border-bottom: 1px solid #ddd }
+th:first-child, td:first-child { text-align: left } img { max-width: 100% } .note { color: #555; max-width: 50rem }
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="report", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="runs.jsonl of one sweep, or of several of one exam")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    given = parser.parse_args(arguments)
+    try:
+        findings = Findings(Records.read(given.runs))
+    except (InputError, OSError) as error:
+        print(f"report: {error}", file=sys.stderr)
+        sys.exit(2)
+    given.out.mkdir(parents=True, exist_ok=True)
+    tables = [findings.methods(), findings.contrasts(), findings.costs()]
+    (given.out / "lifelong.html").write_text(page(findings, tables), encoding="utf-8")
+    markdown = "\n\n".join(f"**{table.title}**\n\n{table.markdown()}\n\n{table.note}" for table in tables)
+    (given.out / "lifelong-tables.md").write_text(markdown + "\n", encoding="utf-8")
+    print(markdown)
+
+
+def page(findings: Findings, tables: list[Table]) -> str:
+    records = findings.records
+    assert records.exam is not None
+    settings = ", ".join(f"{key} {value}" for key, value in records.exam["inputs"].items())
+    starts = "; ".join(
+        f"start {name} ({summary(row['stamp'])}; {row['distance']:.3f} nats from the first)"
+        for name, row in records.starts.items()
+    )
+    parts = [
+        f"<h1>Learning new facts, keeping old ones</h1><p>{len(records.runs)} runs. {html.escape(settings)}.</p>",
+        f"<p class=note>{html.escape(starts)}</p>",
+        *(_table(table) for table in tables[:2]),
+        "<h2>Learning against forgetting</h2><p class=note>Each line is a method's end weights mixed with the start's: "
+        "a quarter, half, three quarters, and all of the way.</p>",
+        _picture(frontier(findings), "uptake against forgetting"),
+        _table(tables[2]),
+        "<h2>Layers</h2><p class=note>How much of the rate each layer got, averaged over steps and halves.</p>",
+        *(_picture(figure, "scales of the layers") for figure in layers(findings)),
+    ]
+    body = "\n".join(parts)
+    return f"<!doctype html><meta charset=utf-8><title>localopt: lifelong</title><style>{STYLE}</style>\n{body}\n"
+
+
+def frontier(findings: Findings) -> Figure:
+    """Uptake against forgetting of near facts, for the methods that say most."""
+    runs = []
+    for name in (name for name in DRAWN if name in findings.paths):
+        path = findings.paths[name]
+        points = [(float(x), float(y)) for x, y in zip(path.lost, path.uptake, strict=True)]
+        runs.append(Run(name, *points[-1], path=points[:-1]))
+    return learning_forgetting(
+        runs, forgetting="margin lost on near facts, nats (less is better)", uptake="uptake, nats (more is better)"
+    )
+
+
+def layers(findings: Findings) -> list[Figure]:
+    assert findings.records.exam is not None
+    names = findings.records.exam["layers"]
+    figures = []
+    for method in (method for method in MAPPED if method in findings.runs):
+        runs = findings.runs[method]
+        means = [sum(values) / len(runs) for values in zip(*(run["scales"] for run in runs), strict=True)]
+        scales = dict(zip(names, means, strict=True))
+        figures.append(heat_map(scales, center=sum(means) / len(means), title=method, label="share of the rate"))
+    return figures
+
+
+def _table(table: Table) -> str:
+    def cells(row: list[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell).replace('`', '')}</{tag}>" for cell in row) + "</tr>"
+
+    rows = "\n".join(cells(row, "td") for row in table.rows)
+    title = f"<h2>{html.escape(table.title)}</h2>"
+    return f"{title}<table>{cells(table.header, 'th')}{rows}</table><p class=note>{html.escape(table.note)}</p>"
+
+
+def _picture(figure: Figure, about: str) -> str:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=110)
+    return f'<p><img alt="{about}" src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">'
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Records -> uptake and forgetting with intervals, and methods compared at equal forgetting.
+
+For a run, a share s of the way from the start to its end, and margins m:
+
+    uptake(s)    = mean over facts taught of (m_s - m_0)  -  the same over held-out facts
+    forgetting(s) = mean over facts to keep of (m_0 - m_s)
+
+A method's path averages its runs (both halves, all seeds) share by share. Its *uptake at level f* is that where the
+path's forgetting first reaches f, interpolated linearly; where it never does, that of its end, which is a lower bound.
+Levels are 25, 50 and 75% of what AdamW's end forgets of near facts.
+
+Intervals are those of a paired bootstrap: the groups of facts taught, of each half, and the groups of facts to keep are
+drawn anew, the same for all methods. They say how the result may differ for other facts of the kind; not how it may for
+other seeds, for which the runs are too few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.lifelong.records import Records
+
+LEVELS = (0.25, 0.5, 0.75)
+DRAWS = 10_000
+Array: TypeAlias = NDArray[np.float64]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Path:
+    """Uptake and forgetting of one method along its shares, (S,), and of every bootstrap draw, (B, S).
+
+    The first share is 0, the start, where both are 0.
+    """
+
+    uptake: Array
+    lost: Array
+    uptakes: Array
+    losts: Array
+
+    def at(self, level: float, levels: Array) -> tuple[float, Array, bool]:
+        """(uptake at a level, that of every draw at its own level, whether the path gets there)."""
+        found = crossing(self.uptake[None], self.lost[None], np.array([level]))[0]
+        return float(found), crossing(self.uptakes, self.losts, levels), bool((self.lost >= level).any())
+
+
+def crossing(uptake: Array, lost: Array, level: Array) -> Array:
+    """Uptake (B,) where a path (B, S) first reaches a level (B,) of forgetting, or at its end.
+
+    >>> crossing(np.array([[0.0, 1.0, 3.0]]), np.array([[0.0, 2.0, 4.0]]), np.array([3.0]))
+    array([2.])
+    """
+    reached = lost >= level[:, None]
+    index = np.where(reached.any(1), reached.argmax(1), lost.shape[1] - 1)
+    rows = np.arange(len(lost))
+    before = np.maximum(index - 1, 0)
+    x0, x1 = lost[rows, before], lost[rows, index]
+    rise = np.where(x1 > x0, (level - x0) / np.where(x1 > x0, x1 - x0, 1.0), 1.0)
+    part = np.where(reached.any(1), np.clip(rise, 0.0, 1.0), 1.0)
+    result: Array = uptake[rows, before] + part * (uptake[rows, index] - uptake[rows, before])
+    return result
+
+
+def interval(draws: Array) -> tuple[float, float]:
+    """The middle 95% of bootstrap draws."""
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Holm's correction of p-values for their number.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    corrected = [0.0] * len(values)
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[index]))
+        corrected[index] = round(largest, 10)
+    return corrected
+
+
+class Margins:
+    """The margins of a file of records as arrays, and the bootstrap's draws."""
+
+    def __init__(self, records: Records, draws: int = DRAWS, seed: int = 0) -> None:
+        assert records.exam is not None
+        self.records = records
+        self.items = records.exam["items"]
+        self.draws, self.seed = draws, seed
+
+    def path(self, runs: Iterable[Row], split: str = "test") -> Path:
+        """The path of some runs, averaged; its forgetting is of the near facts of one split."""
+        curves = [self._curves(run, split) for run in runs]
+        return Path(*(np.mean(parts, axis=0) for parts in zip(*curves, strict=True)))
+
+    def lost(self, run: Row, part: str, split: str = "test") -> tuple[float, Array]:
+        """Margin lost on facts to keep at a run's end, and that of every draw (B,)."""
+        start = self.records.starts[run["start"]][run["half"]][part]["margin"]
+        end = (run["end"] if part == "far" else run["points"]["1.0"])[part]["margin"]
+        mean, draws = self._mean(*self._of_split(np.subtract(start, end)[None], part, split))
+        return float(mean[0]), draws[:, 0]
+
+    def _curves(self, run: Row, split: str) -> tuple[Array, Array, Array, Array]:
+        half, other = run["half"], "B" if run["half"] == "A" else "A"
+        mine = self.places(half)
+        theirs = [i for i in self.places(other) if self.items[i]["phrasing"] == 0]
+        uptake, uptakes = self._mean(self._change(run, "taught"), mine)
+        control, controls = self._mean(self._change(run, "held"), theirs)
+        lost, losts = self._mean(*self._of_split(-self._change(run, "near"), "near", split))
+        return uptake - control, lost, uptakes - controls, losts
+
+    def places(self, part: str) -> list[int]:
+        return [i for i, item in enumerate(self.items) if item["part"] == part]
+
+    def _of_split(self, values: Array, part: str, split: str) -> tuple[Array, list[int]]:
+        places = self.places(part)
+        chosen = [n for n, i in enumerate(places) if self.items[i]["split"] == split]
+        return values[:, chosen], [places[n] for n in chosen]
+
+    def _change(self, run: Row, name: str) -> Array:
+        """Margins less those of the run's own start, (S, questions), the start itself first."""
+        start = np.array(self.records.starts[run["start"]][run["half"]][name]["margin"])
+        points = [np.array(run["points"][share][name]["margin"]) for share in sorted(run["points"], key=float)]
+        return np.stack([start - start, *(point - start for point in points)])
+
+    def _mean(self, values: Array, places: Sequence[int]) -> tuple[Array, Array]:
+        """Means over questions (S,), and those of every draw (B, S)."""
+        weights = self._weights[:, places].astype(np.float64)
+        drawn: Array = weights @ values.T / weights.sum(1, keepdims=True)
+        return values.mean(1), drawn
+
+    @cached_property
+    def _weights(self) -> NDArray[np.int16]:
+        """How often each draw holds each question, (B, questions): groups are drawn within their part and split."""
+        rng = np.random.default_rng(self.seed)
+        strata: dict[tuple[str, str], dict[str, list[int]]] = {}
+        for index, item in enumerate(self.items):
+            strata.setdefault((item["part"], item["split"]), {}).setdefault(item["group"], []).append(index)
+        weights = np.zeros((self.draws, len(self.items)), dtype=np.int16)
+        for groups in strata.values():
+            counts = rng.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=self.draws)
+            for column, places in enumerate(groups.values()):
+                weights[:, places] = counts[:, [column]]
+        return weights
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How much more one method takes in than another at equal forgetting, as a ratio of the mean over the levels."""
+
+    ratio: float
+    low: float
+    high: float
+    p: float
+    capped: bool  # one of the two does not forget as much as a level, so its uptake there is a lower bound
+
+
+def uptake_at_levels(path: Path, adamw: Path) -> tuple[list[float], Array, list[bool]]:
+    """(uptake at each level, (B, levels) of the draws, whether the path reaches each level)."""
+    found = [path.at(q * adamw.lost[-1], q * adamw.losts[:, -1]) for q in LEVELS]
+    return [u for u, _, _ in found], np.stack([draws for _, draws, _ in found], 1), [there for _, _, there in found]
+
+
+def compare(one: Sequence[Path], other: Sequence[Path], adamw: Path) -> Comparison:
+    """Compare methods by their paths; several paths on a side (random draws) count by the mean of their uptakes."""
+    sides, capped = [], False
+    for paths in (one, other):
+        found = [uptake_at_levels(path, adamw) for path in paths]
+        mean = float(np.mean([uptakes for uptakes, _, _ in found]))
+        sides.append((mean, np.mean([draws.mean(1) for _, draws, _ in found], axis=0)))
+        capped |= not all(all(there) for _, _, there in found)
+    (a, draws_a), (b, draws_b) = sides
+    ratios = draws_a / np.where(np.abs(draws_b) < 1e-9, 1e-9, draws_b)
+    # Two-sided: how often the draws fall on the other side of no difference.
+    below = float((draws_a < draws_b).mean() + (draws_a == draws_b).mean() / 2)
+    p = min(1.0, 2 * max(min(below, 1 - below), 1 / len(draws_a)))
+    return Comparison(a / b, *interval(ratios), p, capped)

@@ -1,0 +1,221 @@
+"""What a report says in numbers: each method at its rate, the contrasts that were named beforehand, what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from benchmarks.lifelong.methods import METHODS
+from benchmarks.lifelong.records import Records
+from benchmarks.lifelong.statistics import Comparison, Margins, Path, compare, holm, interval, uptake_at_levels
+from localopt.errors import InputError
+
+Row = dict[str, Any]
+
+RANDOM = ("random0", "random1", "random2", "random3", "random4")
+RANDOM_KEPT = ("random-kept0", "random-kept1", "random-kept2")
+CONTRASTS: tuple[tuple[str, Sequence[str], Sequence[str]], ...] = (
+    ("tracing against text, or random layers as many", ("fp-text",), RANDOM),
+    ("tracing against text, or the deep half", ("fp-text",), ("deep",)),
+    ("tracing against text, or AdamW", ("fp-text",), ("adamw",)),
+    ("tracing against text, or the layers it freezes", ("fp-text",), ("inverted",)),
+    ("tracing against facts to keep, or against text", ("fp-kept",), ("fp-text",)),
+    ("tracing against facts to keep, or AdamW", ("fp-kept",), ("adamw",)),
+    ("tracing against facts to keep, or the deep half", ("fp-kept",), ("deep",)),
+    ("the same, both without the embedding", ("fp-kept-blocks",), ("deep",)),
+    ("the same, both with the embedding", ("fp-kept",), ("deep-embedding",)),
+    ("tracing against facts to keep, or random layers as many", ("fp-kept",), RANDOM_KEPT),
+    ("the deep half, or AdamW", ("deep",), ("adamw",)),
+    ("ALR, or a uniform rate of the same mean", ("alr-text",), ("uniform",)),
+    ("online, or traced beforehand", ("online",), ("fp-text",)),
+    ("online, or AdamW", ("online",), ("adamw",)),
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    note: str
+
+    def markdown(self) -> str:
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+class Findings:
+    """The runs of each method at the rate chosen for it, and their paths."""
+
+    def __init__(self, records: Records) -> None:
+        if records.exam is None or not any(run["method"] == "adamw" for run in records.runs):
+            raise InputError("there is no run of adamw yet, and every method is compared with it: run that first.")
+        self.records = records
+        self.margins = Margins(records)
+        self.rates = self._rates()
+        self.runs: dict[str, list[Row]] = {
+            method: [run for run in records.runs if (run["method"], run["lr"]) == (method, rate)]
+            for method, rate in self.rates.items()
+        }
+
+    @cached_property
+    def paths(self) -> dict[str, Path]:
+        return {method: self.margins.path(runs) for method, runs in self.runs.items()}
+
+    def _rates(self) -> dict[str, float]:
+        """Each method's rate: of those run on half A with the first seed, the best on facts that are not tested.
+
+        AdamW's is the one that takes in most; the others' those that take in most at equal forgetting of near facts
+        kept apart for this. A method that was run at one rate has that one.
+        """
+        seed = min(run["seed"] for run in self.records.runs)
+        tried: dict[str, dict[float, Path]] = {}
+        for run in self.records.runs:
+            if (run["half"], run["seed"]) == ("A", seed):
+                tried.setdefault(run["method"], {})[run["lr"]] = self.margins.path([run], "dev")
+        rates = {run["method"]: run["lr"] for run in reversed(self.records.runs)}
+        if "adamw" in tried:
+            rates["adamw"] = max(tried["adamw"], key=lambda lr: tried["adamw"][lr].uptake[-1])
+            anchor = tried["adamw"][rates["adamw"]]
+            for method in tried.keys() - {"adamw"}:
+                at = {lr: float(np.mean(uptake_at_levels(path, anchor)[0])) for lr, path in tried[method].items()}
+                rates[method] = max(at, key=lambda lr: at[lr])
+        return {method: rates[method] for method in METHODS if method in rates}
+
+    def methods(self) -> Table:
+        """One row a method."""
+        header = ["method", "rate", "runs", "weights a step", "uptake", "near facts lost", "near still first"]
+        header += ["far facts lost", "WikiText", "new entities", "uptake at 25 / 50 / 75%", "ratio to AdamW"]
+        rows = []
+        for method, runs in self.runs.items():
+            path = self.paths[method]
+            far = [
+                np.mean(parts, axis=0) for parts in zip(*(self.margins.lost(run, "far") for run in runs), strict=True)
+            ]
+            contrast = self._compare([method], ["adamw"])
+            shared = self._shared([method, "adamw"])
+            levels = uptake_at_levels(self._path(method, shared), self._path("adamw", shared)) if shared else None
+            rows.append(
+                [
+                    METHODS[method].about,
+                    f"{self.rates[method]:g}",
+                    str(len(runs)),
+                    f"{_mean(r['share'] for r in runs):.2f}",
+                ]
+                + [
+                    _with_interval(path.uptake[-1], path.uptakes[:, -1]),
+                    _with_interval(path.lost[-1], path.losts[:, -1]),
+                ]
+                + [f"{_mean(self._first(run) for run in runs):.0%}", _with_interval(*far)]
+                + [f"{_mean(self._guard(run, name) for run in runs):+.3f}" for name in ("wikitext", "entities")]
+                + [
+                    " / ".join(
+                        ("" if there else ">= ") + f"{u:.2f}" for u, there in zip(levels[0], levels[2], strict=True)
+                    )
+                    if levels
+                    else ""
+                ]
+                + [_ratio(contrast) if contrast and method != "adamw" else ""]
+            )
+        note = (
+            "In nats; in brackets 95% intervals over facts. Uptake: margin gained on facts taught, less that on "
+            "held-out facts. Lost: margin lost on facts to keep that are never traced. Still first: under both "
+            "phrasings. WikiText, new entities: change of the NLL a token. Uptake at a share of AdamW's forgetting; "
+            ">=: the method never forgets so much, so this is its uptake at its end. Ratio: of the mean of these, on "
+            "halves and seeds both ran."
+        )
+        return Table("What was learned and lost", header, rows, note)
+
+    def contrasts(self) -> Table:
+        """The comparisons named beforehand, those whose runs are there."""
+        found = [
+            (about, len(self._shared([*one, *other])), self._compare(one, other)) for about, one, other in CONTRASTS
+        ]
+        there = [(about, count, comparison) for about, count, comparison in found if comparison is not None]
+        corrected = holm([comparison.p for _, _, comparison in there])
+        rows = [
+            [about, str(count), _ratio(comparison), f"{p:.3f}", "yes" if comparison.capped else ""]
+            for (about, count, comparison), p in zip(there, corrected, strict=True)
+        ]
+        note = (
+            "Ratio of uptakes at equal forgetting of near facts, above 1 where the first is better; 95% interval over "
+            "facts, p corrected by Holm for the comparisons shown. Bound: one of the two does not forget as much as "
+            "the highest level, and counts with what it took in."
+        )
+        return Table("Named comparisons", ["comparison", "runs a side", "ratio", "p", "bound"], rows, note)
+
+    def costs(self) -> Table:
+        """Time and memory of training, and the smaller measures."""
+        header = ["method", "training, CPU s", "memory peak, MB", "new beats old", "greedy: exact", "greedy: F1"]
+        header += ["near facts lost after a reminder"]
+        rows = []
+        for method, runs in self.runs.items():
+            rows.append(
+                [METHODS[method].about, f"{_mean(r['train_cpu_seconds'] for r in runs):.0f}"]
+                + ["" if runs[0]["train_peak_mb"] is None else f"{_mean(r['train_peak_mb'] for r in runs):.0f}"]
+                + [f"{_mean(np.mean(np.array(r['points']['1.0']['taught']['over_old']) > 0) for r in runs):.0%}"]
+                + [f"{_mean(r['end'][name] for r in runs):.1%}" for name in ("exact", "f1")]
+                + [f"{_mean(self._relearned(run) for run in runs):+.2f}"]
+            )
+        before = list(self.records.starts.values())
+        start = ", ".join(
+            f"{name} {_mean(row[half][name] for row in before for half in ('A', 'B')):.1%}" for name in ("exact", "f1")
+        )
+        note = (
+            "CPU seconds of all threads, in training alone. New beats old: share of questions on facts taught where "
+            f"the new answer is likelier than the one before. Greedy decoding; before training {start}. After a "
+            "reminder: ten other near facts, three steps; against the start after the same."
+        )
+        return Table("Costs and smaller measures", header, rows, note)
+
+    def _shared(self, methods: Sequence[str]) -> set[tuple[str, int]]:
+        """(half, seed) that all of these methods ran, those that did not run at all left out."""
+        cells = [{(run["half"], run["seed"]) for run in self.runs[m]} for m in methods if m in self.runs]
+        return set.intersection(*cells) if cells else set()
+
+    def _path(self, method: str, cells: set[tuple[str, int]]) -> Path:
+        return self.margins.path(run for run in self.runs[method] if (run["half"], run["seed"]) in cells)
+
+    def _compare(self, one: Sequence[str], other: Sequence[str]) -> Comparison | None:
+        one, other = ([method for method in side if method in self.runs] for side in (one, other))
+        shared = self._shared([*one, *other, "adamw"])
+        if not one or not other or not shared:
+            return None
+        paths = [[self._path(method, shared) for method in side] for side in (one, other)]
+        return compare(*paths, self._path("adamw", shared))
+
+    def _tested(self) -> list[tuple[int, str]]:
+        """Where the tested near facts stand in the lists of near facts, and which they are."""
+        items = [self.margins.items[i] for i in self.margins.places("near")]
+        return [(n, item["fact"]) for n, item in enumerate(items) if item["split"] == "test"]
+
+    def _first(self, run: Row) -> float:
+        """Share of the tested near facts that are still first under both phrasings."""
+        marks = run["points"]["1.0"]["near"]["first"]
+        lost = {fact for n, fact in self._tested() if marks[n] == "0"}
+        return 1 - len(lost) / len({fact for _, fact in self._tested()})
+
+    def _guard(self, run: Row, name: str) -> float:
+        return float(run["end"][name] - self.records.starts[run["start"]][run["half"]][name])
+
+    def _relearned(self, run: Row) -> float:
+        """Margin of the tested near facts below the start's, both after the reminder."""
+        before = self.records.starts[run["start"]]["relearned"]
+        return _mean(before[n] - run["relearned"][n] for n, _ in self._tested())
+
+
+def _mean(values: Any) -> float:
+    return float(np.mean(list(values)))
+
+
+def _with_interval(value: float, draws: Any) -> str:
+    low, high = interval(draws)
+    return f"{value:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def _ratio(found: Comparison) -> str:
+    return f"{found.ratio:.2f} ({found.low:.2f} to {found.high:.2f})"

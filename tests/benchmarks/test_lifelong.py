@@ -1,0 +1,194 @@
+"""The benchmark from data to page: invented facts, a tiny model, real runs."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.lifelong import prepare, report
+from benchmarks.lifelong.__main__ import main
+from benchmarks.lifelong.methods import METHODS, Case, layer_names, make_optimizer
+from benchmarks.lifelong.norms import Norms
+from benchmarks.lifelong.passages import answers_in_passages, lessons
+from benchmarks.lifelong.records import Records, append
+from localopt.errors import InputError
+from localopt.models import load_model
+from tests.benchmarks.invented import save_learned_model, write_data
+
+METHODS_RUN = ["adamw", "fp-text", "online"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    return save_learned_model(data, tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, data: Path, model: Path) -> Path:
+    folder = tmp_path_factory.mktemp("prepared") / "p"
+    prepare.main(["--data", str(data), "--out", str(folder), "--model", str(model)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory, prepared: Path, model: Path) -> Path:
+    """A finished sweep; only read."""
+    folder = tmp_path_factory.mktemp("sweeps") / "sweep"
+    main(arguments(prepared, model, folder))
+    return folder
+
+
+def arguments(prepared: Path, model: Path, out: Path, *more: str) -> list[str]:
+    given = ["--data", str(prepared), "--model", str(model), "--out", str(out), "--smoke", "--lrs", "1e-2"]
+    return [*given, "--methods", *METHODS_RUN, *more]
+
+
+def lines(out: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+
+
+def test_every_method_is_run_on_both_halves_and_each_run_is_a_line(out: Path) -> None:
+    rows = lines(out)
+    assert [row["kind"] for row in rows] == ["exam", "start"] + ["run"] * 6
+    assert [(row["method"], row["half"]) for row in rows[2:]] == [(m, half) for m in METHODS_RUN for half in "AB"]
+    assert {row["start"] for row in rows[2:]} == {rows[1]["id"]}
+
+
+def test_training_teaches_and_the_way_back_leads_to_the_start(out: Path) -> None:
+    records = Records.read([out / "runs.jsonl"])
+    (start,) = records.starts.values()
+    adamw = next(run for run in records.runs if run["method"] == "adamw")
+    taught = torch.tensor([adamw["points"][share]["taught"]["margin"] for share in ("0.25", "1.0")])
+    change = (taught - torch.tensor(start["A"]["taught"]["margin"])).abs().mean(1)
+    assert 0 < change[0] < change[1]
+
+
+def test_a_sweep_that_was_killed_goes_on_where_it_was(out: Path, prepared: Path, model: Path, tmp_path: Path) -> None:
+    text = (out / "runs.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "runs.jsonl").write_text("".join(text[:6]) + text[6][:100])  # in the middle of a line
+    main(arguments(prepared, model, tmp_path, "--resume"))
+    ended = [row for row in lines(tmp_path) if row["kind"] == "run"]
+    for row, whole in zip(ended, [row for row in lines(out) if row["kind"] == "run"], strict=True):
+        assert (row["method"], row["half"], row["points"]) == (whole["method"], whole["half"], whole["points"])
+
+
+def test_a_finished_sweep_is_not_made_again(out: Path, prepared: Path, model: Path) -> None:
+    before = (out / "runs.jsonl").read_bytes()
+    main(arguments(prepared, model, out, "--resume"))
+    assert (out / "runs.jsonl").read_bytes() == before
+
+
+def test_another_sweep_is_not_mixed_in(
+    out: Path, prepared: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more, because in ([], "exists: add --resume"), (["--resume", "--bf16"], "bf16 False, not True"):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments(prepared, model, out, *more))
+        assert stopped.value.code == 2
+        assert because in capsys.readouterr().err
+
+
+def test_a_start_that_differs_by_more_than_rounding_is_refused() -> None:
+    records = Records(starts={"one": {"margins": [1.0, 2.0, 3.0]}})
+    assert records.refuse_far({"margins": [1.01, 2.0, 2.99]}) < 0.02
+    with pytest.raises(InputError, match=r"differ by 1\.00 nats"):
+        records.refuse_far({"margins": [2.0, 3.0, 4.0]})
+
+
+def test_files_of_different_exams_are_not_mixed_in_a_report(out: Path, tmp_path: Path) -> None:
+    other = tmp_path / "runs.jsonl"
+    append(other, {"kind": "exam", "inputs": {"data": "another"}})
+    with pytest.raises(InputError, match="another exam: data"):
+        Records.read([out / "runs.jsonl", other])
+
+
+def test_the_page_needs_nothing_beside_it_and_says_what_was_run(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report.main([str(out / "runs.jsonl"), "--out", str(tmp_path)])
+    page = (tmp_path / "lifelong.html").read_text()
+    assert "6 runs" in page
+    assert 'src="data:image/png;base64,' in page
+    assert "http" not in page
+    for method in METHODS_RUN:
+        assert METHODS[method].about.replace("`", "") in page
+    table = (tmp_path / "lifelong-tables.md").read_text()
+    assert table == capsys.readouterr().out
+    assert "| tracing against text, or AdamW | 2 |" in table
+
+
+def test_a_report_without_adamw_says_what_to_run(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs.jsonl").write_text("\n".join((out / "runs.jsonl").read_text().splitlines()[:2]))
+    with pytest.raises(SystemExit):
+        report.main([str(tmp_path / "runs.jsonl"), "--out", str(tmp_path / "page")])
+    assert "no run of adamw yet" in capsys.readouterr().err
+
+
+# Methods
+
+
+@pytest.fixture(scope="module")
+def case(prepared: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    network, tokenizer = load_model(str(model))
+    file = tmp_path_factory.mktemp("norms") / "norms.json"
+    return Case(layer_names(network), "A", 0, Norms(file, prepared, network, tokenizer, 16, lambda: None))
+
+
+def scales(name: str, case: Case) -> dict[str, float]:
+    plan = METHODS[name].plan(case)
+    assert isinstance(plan, dict)
+    return plan
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_something(name: str, case: Case, model: Path) -> None:
+    network, _ = load_model(str(model))
+    before = {name: parameter.clone() for name, parameter in network.named_parameters()}
+    optimizer = make_optimizer(network, 1e-2, METHODS[name].plan(case))
+    network(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
+    optimizer.step()
+    assert any(not torch.equal(parameter, before[name]) for name, parameter in network.named_parameters())
+
+
+def test_random_layers_match_the_trace_in_number_and_kind_and_differ_from_draw_to_draw(case: Case) -> None:
+    def count(found: dict[str, float]) -> list[int]:
+        return [sum(s > 0 for layer, s in found.items() if kind in layer) for kind in ("attention", "mlp", "embed")]
+
+    draws = [scales(f"random{draw}", case) for draw in range(5)]
+    assert all(count(draw) == count(scales("fp-text", case)) for draw in draws)
+    assert len({tuple(draw.values()) for draw in draws}) > 1
+
+
+def test_the_halves_of_the_depth_and_the_inverted_trace_are_complements(case: Case) -> None:
+    deep, shallow = scales("deep", case), scales("shallow", case)
+    blocks = [layer for layer in case.layers if ".layers." in layer]
+    assert all(deep[layer] + shallow[layer] == 1 for layer in blocks)
+    assert not any(deep[layer] or shallow[layer] for layer in case.layers if layer not in blocks)
+    traced, inverted = scales("fp-text", case), scales("inverted", case)
+    assert all(traced[layer] + inverted[layer] == 1 for layer in case.layers)
+
+
+def test_the_uniform_rate_is_the_mean_of_the_adaptive_ones(case: Case) -> None:
+    adaptive, uniform = scales("alr-text", case), scales("uniform", case)
+    assert list(uniform.values()) == pytest.approx([sum(adaptive.values()) / len(adaptive)] * len(uniform))
+    assert sum(scales("alr-text-mean", case).values()) / len(adaptive) == pytest.approx(1)
+
+
+def test_every_passage_is_cut_so_that_its_answer_is_in_it(prepared: Path, model: Path) -> None:
+    _, tokenizer = load_model(str(model))
+    length = random.Random(0).randint(14, 20)
+    for half in "AB":
+        probes = answers_in_passages(prepared, half)
+        for probe, lesson in zip(probes, lessons(prepared, half, tokenizer, length), strict=True):
+            (begin, end), text = probe.span[0], tokenizer.decode(lesson["input_ids"])
+            assert len(lesson["input_ids"]) <= length
+            assert probe.text[begin:end].split()[-1] in text

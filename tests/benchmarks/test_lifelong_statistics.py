@@ -1,0 +1,113 @@
+"""Uptake at equal forgetting, its intervals, and which facts are drawn together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.lifelong.records import Records
+from benchmarks.lifelong.statistics import Margins, Path, compare, crossing, holm, interval, uptake_at_levels
+
+SHARES = ("0.25", "0.5", "0.75", "1.0")
+
+
+def straight(uptake: float, lost: float, draws: int = 4) -> Path:
+    """A method that learns and forgets in proportion to the way it went."""
+    way = np.linspace(0, 1, 5)
+    return Path(uptake * way, lost * way, np.tile(uptake * way, (draws, 1)), np.tile(lost * way, (draws, 1)))
+
+
+def records(uptake: float = 1.0, lost: float = 2.0, held: float = 0.0, spread: float = 0.0) -> Records:
+    """Runs on both halves whose margins change alike for every fact, give or take `spread`."""
+    items: list[dict[str, Any]] = [
+        {"part": half, "split": half, "fact": f"{half}{n}", "group": f"{half}{n // 2}", "phrasing": phrasing}
+        for half in "AB"
+        for n in range(8)
+        for phrasing in (0, 1)
+    ]
+    items += [
+        {"part": "near", "split": split, "fact": f"{split}{n}", "group": f"{split}{n}", "phrasing": phrasing}
+        for split in ("dev", "test")
+        for n in range(6)
+        for phrasing in (0, 1)
+    ]
+    sizes = {"taught": 16, "held": 8, "near": 24}
+    start = {half: {name: {"margin": [3.0] * size} for name, size in sizes.items()} for half in "AB"}
+    change = {"taught": uptake + held, "held": held, "near": -lost}
+    tilt = {name: np.linspace(-spread, spread, size) for name, size in sizes.items()}
+    found = Records({"inputs": {}, "items": items}, {"s": {"id": "s", **start}})
+    for half in "AB":
+        points = {
+            share: {name: {"margin": (3.0 + float(share) * (change[name] + tilt[name])).tolist()} for name in sizes}
+            for share in SHARES
+        }
+        found.runs.append({"method": "adamw", "lr": 1e-4, "half": half, "seed": 0, "start": "s", "points": points})
+    return found
+
+
+def test_uptake_is_what_the_taught_facts_gain_beyond_the_held_out_ones() -> None:
+    found = records(uptake=1.0, lost=2.0, held=0.5)
+    path = Margins(found, draws=50).path(found.runs)
+    np.testing.assert_allclose(path.uptake, [0, 0.25, 0.5, 0.75, 1.0])
+    np.testing.assert_allclose(path.lost, [0, 0.5, 1.0, 1.5, 2.0])
+    np.testing.assert_allclose(path.uptakes, np.tile(path.uptake, (50, 1)), atol=1e-12)
+
+
+def test_the_interval_covers_the_mean_and_grows_with_the_spread_of_facts() -> None:
+    widths = []
+    for spread in (0.1, 1.0):
+        found = records(spread=spread)
+        path = Margins(found, draws=500).path(found.runs)
+        low, high = interval(path.uptakes[:, -1])
+        assert low < path.uptake[-1] < high
+        widths.append(high - low)
+    assert widths[1] == pytest.approx(10 * widths[0])
+
+
+def test_facts_of_one_group_are_drawn_together_and_every_half_keeps_its_size() -> None:
+    margins = Margins(records(), draws=30)
+    weights = margins._weights
+    for group in {item["group"] for item in margins.items}:
+        columns = [i for i, item in enumerate(margins.items) if item["group"] == group]
+        assert (weights[:, columns] == weights[:, columns[:1]]).all()
+    for part in ("A", "B"):
+        assert (weights[:, margins.places(part)].sum(1) == 16).all()
+    assert weights.std() > 0
+
+
+@given(st.floats(0.1, 5), st.floats(0.1, 5), st.floats(0.01, 1))
+def test_on_a_straight_path_uptake_is_in_proportion_to_forgetting(uptake: float, lost: float, part: float) -> None:
+    path = straight(uptake, lost)
+    assert crossing(path.uptake[None], path.lost[None], np.array([part * lost]))[0] == pytest.approx(part * uptake)
+
+
+def test_a_method_that_never_forgets_so_much_counts_with_its_end_and_says_so() -> None:
+    adamw, careful = straight(1.0, 4.0), straight(0.8, -1.0)
+    uptakes, _, there = uptake_at_levels(careful, adamw)
+    assert uptakes == pytest.approx([0.8, 0.8, 0.8])
+    assert there == [False] * 3
+    found = compare([careful], [adamw], adamw)
+    assert found.ratio == pytest.approx(1.6)
+    assert found.capped
+
+
+def test_what_is_compared_is_uptake_at_equal_forgetting_not_at_the_end() -> None:
+    adamw, half = straight(1.0, 4.0), straight(0.9, 8.0)
+    assert compare([half], [adamw], adamw).ratio == pytest.approx(0.45)
+
+
+def test_random_draws_count_by_their_mean() -> None:
+    adamw = straight(1.0, 4.0)
+    found = compare([adamw], [straight(0.5, 4.0), straight(1.5, 4.0)], adamw)
+    assert found.ratio == pytest.approx(1.0)
+    assert found.p == 1.0
+
+
+def test_holm_multiplies_the_smallest_most_and_never_falls_below_a_smaller_one() -> None:
+    assert holm([0.02, 0.01, 0.9]) == [0.04, 0.03, 0.9]
+    assert holm([0.04, 0.03]) == [0.06, 0.06]
+    assert holm([]) == []

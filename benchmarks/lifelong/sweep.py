@@ -24,12 +24,17 @@ from benchmarks.stamp import stamp
 from localopt.errors import InputError
 from localopt.models import load_model
 
+FEW = 6
+
 Row = dict[str, Any]
 
 
 def cells(methods: Sequence[str], lrs: Sequence[float], halves: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
-    """Every method once before any is repeated: seeds outermost, then rates, methods, halves."""
-    return [Cell(method, lr, half, seed) for seed, lr, method, half in product(seeds, lrs, methods, halves)]
+    """The first FEW methods on one half, then on the other, then the next few; all before another rate or seed."""
+    few = [methods[i : i + FEW] for i in range(0, len(methods), FEW)]
+    return [
+        Cell(method, lr, half, seed) for seed, lr, some, half in product(seeds, lrs, few, halves) for method in some
+    ]
 
 
 def sweep(prepared: Path, model: str, out: Path, planned: Sequence[Cell], settings: Settings, *, resume: bool) -> Path:

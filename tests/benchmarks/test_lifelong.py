@@ -15,6 +15,7 @@ from benchmarks.lifelong.methods import METHODS, Case, layer_names, make_optimiz
 from benchmarks.lifelong.norms import Norms
 from benchmarks.lifelong.passages import answers_in_passages, lessons
 from benchmarks.lifelong.records import Records, append
+from benchmarks.lifelong.sweep import FEW, cells
 from localopt.errors import InputError
 from localopt.models import load_model
 from tests.benchmarks.invented import save_learned_model, write_data
@@ -59,8 +60,16 @@ def lines(out: Path) -> list[dict[str, object]]:
 def test_every_method_is_run_on_both_halves_and_each_run_is_a_line(out: Path) -> None:
     rows = lines(out)
     assert [row["kind"] for row in rows] == ["exam", "start"] + ["run"] * 6
-    assert [(row["method"], row["half"]) for row in rows[2:]] == [(m, half) for m in METHODS_RUN for half in "AB"]
+    assert [(row["method"], row["half"]) for row in rows[2:]] == [(m, half) for half in "AB" for m in METHODS_RUN]
     assert {row["start"] for row in rows[2:]} == {rows[1]["id"]}
+
+
+def test_a_sweep_cut_short_has_the_first_methods_on_both_halves_before_others_and_before_other_rates() -> None:
+    planned = cells(list(METHODS), [1e-4, 2e-4], ["A", "B"], [0, 1])
+    first = planned[: 2 * FEW]
+    assert {(cell.method, cell.half) for cell in first} == {(m, half) for m in list(METHODS)[:FEW] for half in "AB"}
+    assert {(cell.lr, cell.seed) for cell in planned[: 2 * len(METHODS)]} == {(1e-4, 0)}
+    assert len(set(planned)) == len(planned) == 8 * len(METHODS)
 
 
 def test_training_teaches_and_the_way_back_leads_to_the_start(out: Path) -> None:

@@ -45,6 +45,11 @@ class Tree:
     asked: Tensor
     answers: int
 
+    @property
+    def tokens(self) -> list[int]:
+        """How many tokens each answer has."""
+        return torch.bincount(self.asked[:, 2], minlength=self.answers).tolist()
+
 
 def plant(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase) -> list[Tree]:
     """Tokenize, once for all models: each answer as it would be tokenized alone behind its prompt."""

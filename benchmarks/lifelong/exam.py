@@ -1,7 +1,4 @@
-"""What is measured of a model: margins on the facts taught, on held-out ones and on facts to keep, and the guards.
-
-A *margin* is the mean NLL of an answer's distractors less its own NLL, in nats, each summed over the answer's tokens.
-"""
+"""What is asked of a model: the facts taught, held-out ones and facts to keep, each with other answers; the guards."""
 
 from __future__ import annotations
 
@@ -74,17 +71,11 @@ class Exam:
         clozes = encode(_spread(read_probes(prepared / "new_entities.test.jsonl"), CLOZES), tokenizer, TEXT_LENGTH)
         return cls(items, plant([item.question for item in items], tokenizer), chunks, clozes, tokenizer)
 
-    def ask(self, model: PreTrainedModel, chosen: Sequence[int]) -> list[Row]:
-        """Answers to the questions at these places: `margin`, whether `first`, and what the new beats the old by."""
-        losses = answer_losses(model, [self.trees[i] for i in chosen])
-        answers = []
-        for index, nll in zip(chosen, losses, strict=True):
-            others = nll[1:-1] if self.items[index].old else nll[1:]
-            row = {"margin": (others.mean() - nll[0]).item(), "first": bool((others > nll[0]).all())}
-            answers.append(row | ({"over_old": (nll[-1] - nll[0]).item()} if self.items[index].old else {}))
-        return answers
+    def ask(self, model: PreTrainedModel, chosen: Sequence[int]) -> list[list[float]]:
+        """NLL in nats of every answer to the questions at these places, summed over its tokens, the right one first."""
+        return [nll.tolist() for nll in answer_losses(model, [self.trees[i] for i in chosen])]
 
-    def known(self, answers: Sequence[Row]) -> list[str]:
+    def known(self, answers: Sequence[list[float]]) -> list[str]:
         """The facts to keep: ranked first under both phrasings, as many as KEPT allows of each part and split.
 
         Args:
@@ -92,7 +83,7 @@ class Exam:
         """
         first: dict[str, bool] = {}
         for item, answer in zip(self.items, answers, strict=True):
-            first[item.fact] = first.get(item.fact, True) and answer["first"]
+            first[item.fact] = first.get(item.fact, True) and min(answer[1:]) > answer[0]
         kept: list[str] = []
         for (part, split), most in KEPT.items():
             facts = dict.fromkeys(i.fact for i in self.items if (i.part, i.split) == (part, split) and first[i.fact])

@@ -17,7 +17,7 @@ from typing import Any
 
 from localopt.errors import InputError
 
-SAME_START = 0.25  # nats: root mean square difference of the margins of two starts that count as one
+SAME_START = 0.1  # nats: root mean square difference of the answers' NLL a token, of two starts that count as one
 
 Row = dict[str, Any]
 
@@ -78,13 +78,18 @@ class Records:
     def refuse_far(self, start: Row) -> float:
         """How far a start is from the first one here; InputError where that is more than rounding."""
         first = next(iter(self.starts.values()), start)
-        pairs = list(zip(first["margins"], start["margins"], strict=True))
-        distance = (sum((a - b) ** 2 for a, b in pairs) / len(pairs)) ** 0.5
+        assert self.exam is not None
+        squares = [
+            ((a - b) / tokens) ** 2
+            for one, other, item in zip(first["nll"], start["nll"], self.exam["items"], strict=True)
+            for a, b, tokens in zip(one, other, item["tokens"], strict=True)
+        ]
+        distance = (sum(squares) / len(squares)) ** 0.5
         if distance > SAME_START:
             raise InputError(
-                f"the start made here answers otherwise than that of the sweep to go on with: its margins differ by "
-                f"{distance:.2f} nats (root mean square; rounding explains {SAME_START}). Use the start.safetensors of "
-                "that sweep, or begin another with --out."
+                "the start made here answers otherwise than that of the sweep to go on with: its NLL a token differs "
+                f"by {distance:.2f} nats (root mean square; rounding explains {SAME_START}). Use the start.safetensors "
+                "of that sweep, or begin another with --out."
             )
         return float(distance)
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from benchmarks.lifelong.exam import Exam
 from benchmarks.lifelong.methods import METHODS, Case, layer_names, make_optimizer
 from benchmarks.lifelong.norms import Norms, kept_facts
-from benchmarks.lifelong.passages import SPLITS, lessons
+from benchmarks.lifelong.passages import lessons
 from benchmarks.lifelong.start import Weights, place
 from benchmarks.lifelong.training import Settings, fit, grouped
 from benchmarks.lifelong.watch import Watch, peak_mb, reset_peak
@@ -22,7 +22,7 @@ from localopt.probes import encode
 
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the way from the start to the end
 RELEARNED, RELEARN_STEPS, RELEARN_RATE = 10, 3, 2e-5
-DIGITS = 3
+DIGITS = 2
 
 Row = dict[str, Any]
 
@@ -88,49 +88,31 @@ class Bench:
         return record | {"seconds": round(time.perf_counter() - began, 1)}
 
     def point(self, half: str) -> Row:
-        """Margins of what a half's path is made of, in the order of the questions; see `listed`."""
-        return {name: listed(self.ask(self._places(name, half))) for name in ("taught", "held", "near")}
+        """What a half's path is made of: the NLL of every answer, question by question in the exam's order."""
+        return {name: self.ask(self._places(name, half)) for name in ("taught", "held", "near")}
 
     def at_the_end(self, half: str) -> Row:
         """What is asked of the end of a path only."""
         with self.settings.autocast():
             guards, decoded = self.exam.guards(self.model), self.exam.decode(self.model, self._places("taught", half))
-        return {"far": listed(self.ask(self._places("far", half)))} | {
+        return {"far": self.ask(self._places("far", half))} | {
             name: round(value, 4) for name, value in (guards | decoded).items()
         }
 
-    def relearned(self) -> list[float]:
-        """Margins of the near facts after a reminder: a few steps on other facts of their kind.
+    def relearned(self) -> list[list[float]]:
+        """What is answered to the near facts after a reminder: a few steps on other facts of their kind.
 
         What comes back was misplaced, what does not was lost. The model is left as it is then.
         """
         reminder = encode(kept_facts(self.prepared, "near", RELEARNED), self.tokenizer)
         once = Settings(self.settings.length, RELEARNED, RELEARN_STEPS, self.settings.bf16)
         fit(self.model, reminder, AdamW(grouped(list(self.model.parameters())), lr=RELEARN_RATE, fused=True), once, 0)
-        return list(listed(self.ask(self._places("near", "")))["margin"])
+        return self.ask(self._places("near", ""))
 
-    def first(self, answers: Sequence[Row]) -> Row:
-        """The record of the start: all answers, and for each half what a run has at its points and its end."""
-        row: Row = {"margins": [round(answer["margin"], DIGITS) for answer in answers]}
-        for half in SPLITS:
-            row[half] = {
-                name: listed([answers[i] for i in self._places(name, half)]) for name in ("taught", "held", "near")
-            }
-            row[half] |= self.at_the_end(half)
-        return row | {"relearned": self.relearned()}
-
-    def ask(self, chosen: Sequence[int]) -> list[Row]:
+    def ask(self, chosen: Sequence[int]) -> list[list[float]]:
         with self.settings.autocast():
-            return self.exam.ask(self.model, chosen)
+            answers = self.exam.ask(self.model, chosen)
+        return [[round(nll, DIGITS) for nll in answer] for answer in answers]
 
     def _places(self, name: str, half: str) -> list[int]:
         return self.exam.places({"taught": half, "held": f"not {half}"}.get(name, name), self.kept)
-
-
-def listed(answers: Sequence[Row]) -> Row:
-    """Answers as lists: `margin`, `over_old` where there is an old answer, and `first` as a string of 0 and 1."""
-    return {
-        "margin": [round(answer["margin"], DIGITS) for answer in answers],
-        "first": "".join(str(int(answer["first"])) for answer in answers),
-        "over_old": [round(answer["over_old"], DIGITS) for answer in answers if "over_old" in answer],
-    }

@@ -1,6 +1,7 @@
 """Records -> uptake and forgetting with intervals, and methods compared at equal forgetting.
 
-For a run, a share s of the way from the start to its end, and margins m:
+The *margin* of a question is the NLL a token of its wrong answers, on average, less that of the right one. For a run, a
+share s of the way from the start to its end, and margins m:
 
     uptake(s)    = mean over facts taught of (m_s - m_0)  -  the same over held-out facts
     forgetting(s) = mean over facts to keep of (m_0 - m_s)
@@ -47,16 +48,18 @@ class Path:
     def at(self, level: float, levels: Array) -> tuple[float, Array, bool]:
         """(uptake at a level, that of every draw at its own level, whether the path gets there)."""
         found = crossing(self.uptake[None], self.lost[None], np.array([level]))[0]
-        return float(found), crossing(self.uptakes, self.losts, levels), bool((self.lost >= level).any())
+        return float(found), crossing(self.uptakes, self.losts, levels), bool(level > 0 and (self.lost >= level).any())
 
 
 def crossing(uptake: Array, lost: Array, level: Array) -> Array:
     """Uptake (B,) where a path (B, S) first reaches a level (B,) of forgetting, or at its end.
 
+    A level that is not above 0 is none, and counts like one that is never reached.
+
     >>> crossing(np.array([[0.0, 1.0, 3.0]]), np.array([[0.0, 2.0, 4.0]]), np.array([3.0]))
     array([2.])
     """
-    reached = lost >= level[:, None]
+    reached = (lost >= level[:, None]) & (level[:, None] > 0)
     index = np.where(reached.any(1), reached.argmax(1), lost.shape[1] - 1)
     rows = np.arange(len(lost))
     before = np.maximum(index - 1, 0)
@@ -88,6 +91,13 @@ def holm(values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def margin(nll: Sequence[float], item: Row) -> float:
+    """The NLL a token of a question's wrong answers, on average, less that of the right one, in nats."""
+    right, *wrong = [loss / tokens for loss, tokens in zip(nll, item["tokens"], strict=True)]
+    wrong = wrong[:-1] if item["old"] else wrong
+    return sum(wrong) / len(wrong) - right
+
+
 class Margins:
     """The margins of a file of records as arrays, and the bootstrap's draws."""
 
@@ -104,18 +114,23 @@ class Margins:
 
     def lost(self, run: Row, part: str, split: str = "test") -> tuple[float, Array]:
         """Margin lost on facts to keep at a run's end, and that of every draw (B,)."""
-        start = self.records.starts[run["start"]][run["half"]][part]["margin"]
-        end = (run["end"] if part == "far" else run["points"]["1.0"])[part]["margin"]
-        mean, draws = self._mean(*self._of_split(np.subtract(start, end)[None], part, split))
+        end = (run["end"] if part == "far" else run["points"]["1.0"])[part]
+        return self.fallen(run, end, part, split)
+
+    def fallen(self, run: Row, answers: list[list[float]], part: str, split: str = "test") -> tuple[float, Array]:
+        """How far the margins of these answers are below those of a run's start, and that of every draw (B,)."""
+        places = self.places(part)
+        change = self._start(run, places) - self._margins(places, answers)
+        mean, draws = self._mean(*self._of_split(change[None], part, split))
         return float(mean[0]), draws[:, 0]
 
     def _curves(self, run: Row, split: str) -> tuple[Array, Array, Array, Array]:
         half, other = run["half"], "B" if run["half"] == "A" else "A"
-        mine = self.places(half)
+        mine, near = self.places(half), self.places("near")
         theirs = [i for i in self.places(other) if self.items[i]["phrasing"] == 0]
-        uptake, uptakes = self._mean(self._change(run, "taught"), mine)
-        control, controls = self._mean(self._change(run, "held"), theirs)
-        lost, losts = self._mean(*self._of_split(-self._change(run, "near"), "near", split))
+        uptake, uptakes = self._mean(self._change(run, "taught", mine), mine)
+        control, controls = self._mean(self._change(run, "held", theirs), theirs)
+        lost, losts = self._mean(*self._of_split(-self._change(run, "near", near), "near", split))
         return uptake - control, lost, uptakes - controls, losts
 
     def places(self, part: str) -> list[int]:
@@ -126,11 +141,18 @@ class Margins:
         chosen = [n for n, i in enumerate(places) if self.items[i]["split"] == split]
         return values[:, chosen], [places[n] for n in chosen]
 
-    def _change(self, run: Row, name: str) -> Array:
+    def _change(self, run: Row, name: str, places: list[int]) -> Array:
         """Margins less those of the run's own start, (S, questions), the start itself first."""
-        start = np.array(self.records.starts[run["start"]][run["half"]][name]["margin"])
-        points = [np.array(run["points"][share][name]["margin"]) for share in sorted(run["points"], key=float)]
+        start = self._start(run, places)
+        points = [self._margins(places, run["points"][share][name]) for share in sorted(run["points"], key=float)]
         return np.stack([start - start, *(point - start for point in points)])
+
+    def _start(self, run: Row, places: list[int]) -> Array:
+        answers = self.records.starts[run["start"]]["nll"]
+        return self._margins(places, [answers[i] for i in places])
+
+    def _margins(self, places: list[int], answers: list[list[float]]) -> Array:
+        return np.array([margin(nll, self.items[i]) for i, nll in zip(places, answers, strict=True)])
 
     def _mean(self, values: Array, places: Sequence[int]) -> tuple[Array, Array]:
         """Means over questions (S,), and those of every draw (B, S)."""
@@ -165,7 +187,10 @@ class Comparison:
 
 
 def uptake_at_levels(path: Path, adamw: Path) -> tuple[list[float], Array, list[bool]]:
-    """(uptake at each level, (B, levels) of the draws, whether the path reaches each level)."""
+    """(uptake at each level, (B, levels) of the draws, whether the path reaches each level).
+
+    Where AdamW forgets nothing there are no levels, and a path counts with its end.
+    """
     found = [path.at(q * adamw.lost[-1], q * adamw.losts[:, -1]) for q in LEVELS]
     return [u for u, _, _ in found], np.stack([draws for _, draws, _ in found], 1), [there for _, _, there in found]
 
@@ -179,8 +204,9 @@ def compare(one: Sequence[Path], other: Sequence[Path], adamw: Path) -> Comparis
         sides.append((mean, np.mean([draws.mean(1) for _, draws, _ in found], axis=0)))
         capped |= not all(all(there) for _, _, there in found)
     (a, draws_a), (b, draws_b) = sides
-    ratios = draws_a / np.where(np.abs(draws_b) < 1e-9, 1e-9, draws_b)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio, ratios = np.divide(a, b), draws_a / draws_b
     # Two-sided: how often the draws fall on the other side of no difference.
     below = float((draws_a < draws_b).mean() + (draws_a == draws_b).mean() / 2)
     p = min(1.0, 2 * max(min(below, 1 - below), 1 / len(draws_a)))
-    return Comparison(a / b, *interval(ratios), p, capped)
+    return Comparison(float(ratio), *interval(ratios), p, capped)

@@ -17,7 +17,7 @@ from benchmarks.lifelong.methods import layer_names
 from benchmarks.lifelong.norms import Norms
 from benchmarks.lifelong.passages import SPLITS
 from benchmarks.lifelong.records import Records, append
-from benchmarks.lifelong.run import DIGITS, Bench, Cell
+from benchmarks.lifelong.run import Bench, Cell
 from benchmarks.lifelong.start import place, start_weights
 from benchmarks.lifelong.training import Settings
 from benchmarks.stamp import stamp
@@ -86,27 +86,29 @@ def _begin(bench: Bench, identity: str, inputs: Row, records: Records, file: Pat
     """Examine a start that is new to the file; the first one decides which facts are to be kept."""
     place(bench.model, bench.start)
     answers = bench.ask(range(len(bench.exam.items)))
-    row: Row = {"kind": "start", "id": identity, "margins": [round(answer["margin"], DIGITS) for answer in answers]}
-    row["distance"] = records.refuse_far(row)
+    kept = records.exam["kept"] if records.exam else bench.exam.known(answers)
+    asked = [i for i, item in enumerate(bench.exam.items) if item.part in SPLITS or item.fact in set(kept)]
     if records.exam is None:
-        kept = bench.exam.known(answers)
-        records.add({"kind": "exam", "inputs": inputs, "kept": kept, "items": _items(bench, kept)})
-        records.exam["layers"] = layer_names(bench.model)
+        items = [_item(bench.exam, i) for i in asked]
+        records.add(
+            {"kind": "exam", "inputs": inputs, "kept": kept, "layers": layer_names(bench.model), "items": items}
+        )
+        assert records.exam is not None
         file.parent.mkdir(parents=True, exist_ok=True)
         append(file, records.exam)
-    bench.kept = set(records.exam["kept"])
-    row |= bench.first(answers) | {"stamp": stamp()}
+    row: Row = {"kind": "start", "id": identity, "nll": [answers[i] for i in asked]}
+    row["distance"] = records.refuse_far(row)
+    bench.kept = set(kept)
+    row |= {half: bench.at_the_end(half) for half in SPLITS} | {"relearned": bench.relearned(), "stamp": stamp()}
     append(file, row)
     return row
 
 
-def _items(bench: Bench, kept: Sequence[str]) -> list[Row]:
-    """What is asked, in the order of every list of margins."""
-    return [
-        {"part": i.part, "split": i.split, "fact": i.fact, "group": i.group, "phrasing": i.phrasing}
-        for i in bench.exam.items
-        if i.part in SPLITS or i.fact in set(kept)
-    ]
+def _item(exam: Exam, place: int) -> Row:
+    """What a report has to know of a question."""
+    item = exam.items[place]
+    row: Row = {"part": item.part, "split": item.split, "fact": item.fact, "group": item.group}
+    return row | {"phrasing": item.phrasing, "old": item.old, "tokens": exam.trees[place].tokens}
 
 
 def _fingerprint(prepared: Path) -> str:

@@ -157,7 +157,7 @@ class Findings:
             rows.append(
                 [METHODS[method].about, f"{_mean(r['train_cpu_seconds'] for r in runs):.0f}"]
                 + ["" if runs[0]["train_peak_mb"] is None else f"{_mean(r['train_peak_mb'] for r in runs):.0f}"]
-                + [f"{_mean(np.mean(np.array(r['points']['1.0']['taught']['over_old']) > 0) for r in runs):.0%}"]
+                + [f"{_mean(self._over_old(r) for r in runs):.0%}"]
                 + [f"{_mean(r['end'][name] for r in runs):.1%}" for name in ("exact", "f1")]
                 + [f"{_mean(self._relearned(run) for run in runs):+.2f}"]
             )
@@ -194,18 +194,24 @@ class Findings:
         return [(n, item["fact"]) for n, item in enumerate(items) if item["split"] == "test"]
 
     def _first(self, run: Row) -> float:
-        """Share of the tested near facts that are still first under both phrasings."""
-        marks = run["points"]["1.0"]["near"]["first"]
-        lost = {fact for n, fact in self._tested() if marks[n] == "0"}
+        """Share of the tested near facts whose answer is still the likeliest under both phrasings."""
+        answers = run["points"]["1.0"]["near"]
+        lost = {fact for n, fact in self._tested() if min(answers[n][1:]) <= answers[n][0]}
         return 1 - len(lost) / len({fact for _, fact in self._tested()})
+
+    def _over_old(self, run: Row) -> float:
+        """Share of the questions on facts taught where the new answer is likelier than the one before."""
+        items = [self.margins.items[i] for i in self.margins.places(run["half"])]
+        taught = zip(items, run["points"]["1.0"]["taught"], strict=True)
+        return _mean(nll[0] < nll[-1] for item, nll in taught if item["old"])
 
     def _guard(self, run: Row, name: str) -> float:
         return float(run["end"][name] - self.records.starts[run["start"]][run["half"]][name])
 
     def _relearned(self, run: Row) -> float:
         """Margin of the tested near facts below the start's, both after the reminder."""
-        before = self.records.starts[run["start"]]["relearned"]
-        return _mean(before[n] - run["relearned"][n] for n, _ in self._tested())
+        start = self.records.starts[run["start"]]["relearned"]
+        return self.margins.fallen(run, run["relearned"], "near")[0] - self.margins.fallen(run, start, "near")[0]
 
 
 def _mean(values: Any) -> float:

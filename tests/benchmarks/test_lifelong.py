@@ -15,6 +15,7 @@ from benchmarks.lifelong.methods import METHODS, Case, layer_names, make_optimiz
 from benchmarks.lifelong.norms import Norms
 from benchmarks.lifelong.passages import answers_in_passages, lessons
 from benchmarks.lifelong.records import Records, append
+from benchmarks.lifelong.statistics import Margins
 from benchmarks.lifelong.sweep import FEW, cells
 from localopt.errors import InputError
 from localopt.models import load_model
@@ -74,11 +75,10 @@ def test_a_sweep_cut_short_has_the_first_methods_on_both_halves_before_others_an
 
 def test_training_teaches_and_the_way_back_leads_to_the_start(out: Path) -> None:
     records = Records.read([out / "runs.jsonl"])
-    (start,) = records.starts.values()
-    adamw = next(run for run in records.runs if run["method"] == "adamw")
-    taught = torch.tensor([adamw["points"][share]["taught"]["margin"] for share in ("0.25", "1.0")])
-    change = (taught - torch.tensor(start["A"]["taught"]["margin"])).abs().mean(1)
-    assert 0 < change[0] < change[1]
+    margins = Margins(records, draws=2)
+    path = margins.path(run for run in records.runs if run["method"] == "adamw")
+    assert 0 < abs(path.uptake[1]) < abs(path.uptake[-1])
+    assert 0 < abs(path.lost[1]) < abs(path.lost[-1])
 
 
 def test_a_sweep_that_was_killed_goes_on_where_it_was(out: Path, prepared: Path, model: Path, tmp_path: Path) -> None:
@@ -107,10 +107,10 @@ def test_another_sweep_is_not_mixed_in(
 
 
 def test_a_start_that_differs_by_more_than_rounding_is_refused() -> None:
-    records = Records(starts={"one": {"margins": [1.0, 2.0, 3.0]}})
-    assert records.refuse_far({"margins": [1.01, 2.0, 2.99]}) < 0.02
-    with pytest.raises(InputError, match=r"differ by 1\.00 nats"):
-        records.refuse_far({"margins": [2.0, 3.0, 4.0]})
+    records = Records({"items": [{"tokens": [2, 1]}]}, {"one": {"nll": [[2.0, 3.0]]}})
+    assert records.refuse_far({"nll": [[2.02, 3.0]]}) < 0.02
+    with pytest.raises(InputError, match=r"NLL a token differs by 1\.00 nats"):
+        records.refuse_far({"nll": [[4.0, 4.0]]})
 
 
 def test_files_of_different_exams_are_not_mixed_in_a_report(out: Path, tmp_path: Path) -> None:

@@ -21,25 +21,34 @@ def straight(uptake: float, lost: float, draws: int = 4) -> Path:
     return Path(uptake * way, lost * way, np.tile(uptake * way, (draws, 1)), np.tile(lost * way, (draws, 1)))
 
 
+def answers(margin: float, item: dict[str, Any]) -> list[float]:
+    """Losses that make this margin; an old answer's takes no part in it."""
+    right, *wrong = item["tokens"]
+    wrong = wrong[:-1] if item["old"] else wrong
+    return [0.5 * right, *((0.5 + margin) * tokens for tokens in wrong), *([99.0] if item["old"] else [])]
+
+
 def records(uptake: float = 1.0, lost: float = 2.0, held: float = 0.0, spread: float = 0.0) -> Records:
     """Runs on both halves whose margins change alike for every fact, give or take `spread`."""
     items: list[dict[str, Any]] = [
         {"part": half, "split": half, "fact": f"{half}{n}", "group": f"{half}{n // 2}", "phrasing": phrasing}
+        | {"old": True, "tokens": [2, 1, 3, 5]}
         for half in "AB"
         for n in range(8)
         for phrasing in (0, 1)
     ]
     items += [
         {"part": "near", "split": split, "fact": f"{split}{n}", "group": f"{split}{n}", "phrasing": phrasing}
+        | {"old": False, "tokens": [2, 1, 1]}
         for split in ("dev", "test")
         for n in range(6)
         for phrasing in (0, 1)
     ]
     sizes = {"taught": 16, "held": 8, "near": 24}
-    start = {half: {name: {"margin": [3.0] * size} for name, size in sizes.items()} for half in "AB"}
     change = {"taught": uptake + held, "held": held, "near": -lost}
+    sizes = {"taught": 16, "held": 8, "near": 24}
     tilt = {name: np.linspace(-spread, spread, size) for name, size in sizes.items()}
-    found = Records({"inputs": {}, "items": items}, {"s": {"id": "s", **start}})
+    found = Records({"inputs": {}, "items": items}, {"s": {"id": "s", "nll": [answers(3.0, item) for item in items]}})
     for half in "AB":
         points = {
             share: {name: {"margin": (3.0 + float(share) * (change[name] + tilt[name])).tolist()} for name in sizes}

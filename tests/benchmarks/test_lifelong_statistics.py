@@ -51,7 +51,13 @@ def records(uptake: float = 1.0, lost: float = 2.0, held: float = 0.0, spread: f
     found = Records({"inputs": {}, "items": items}, {"s": {"id": "s", "nll": [answers(3.0, item) for item in items]}})
     for half in "AB":
         points = {
-            share: {name: {"margin": (3.0 + float(share) * (change[name] + tilt[name])).tolist()} for name in sizes}
+            share: {
+                name: [
+                    answers(3.0 + float(share) * more, items[-1 if name == "near" else 0])
+                    for more in change[name] + tilt[name]
+                ]
+                for name in sizes
+            }
             for share in SHARES
         }
         found.runs.append({"method": "adamw", "lr": 1e-4, "half": half, "seed": 0, "start": "s", "points": points})

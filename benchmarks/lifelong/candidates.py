@@ -96,7 +96,7 @@ def _tree(question: Question, tokenizer: PreTrainedTokenizerBase) -> Tree:
         ids += text[shared:-1]
         positions += range(shared, len(text) - 1)
         branch += [number + 1] * (len(text) - 1 - shared)
-    return Tree(*(torch.tensor(values) for values in (ids, positions, branch, asked)), len(texts))
+    return Tree(torch.tensor(ids), torch.tensor(positions), torch.tensor(branch), torch.tensor(asked), len(texts))
 
 
 def _batches(trees: Sequence[Tree]) -> Iterator[list[int]]:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.lifelong.candidates import Question, Tree, answer_losses, plant
+from benchmarks.lifelong.candidates import Question, answer_losses, plant
 from benchmarks.lifelong.passages import SPLITS
 from localopt.evaluate import span_losses
-from localopt.probes import Example, encode, encode_text, read_corpus, read_probes
+from localopt.probes import encode, encode_text, read_corpus, read_probes
 from localopt.textfiles import json_lines
 
-DISTRACTORS = 4
+WRONG = 4  # answers beside the right one, and the old one where there is one
 PHRASINGS = 2  # of every fact
 KEPT = {("near", "dev"): 20, ("near", "test"): 80, ("far", "test"): 40}  # facts, at most
 CLOZES = 40  # sentences on new entities
@@ -28,10 +29,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Item:
-    """One question of the exam: a phrasing of a fact.
+    """One question of the exam: a phrasing of a fact, and its answers, the right one first.
 
     `part`: "A" or "B" for facts that are taught, else "near" or "far"; `split`: of the facts to keep; `group`: facts
-    of one group are not independent.
+    of one group are not independent; `old`: whether the last answer is the one that used to be right.
     """
 
     part: str
@@ -39,70 +40,77 @@ class Item:
     fact: str
     group: str
     phrasing: int
-    question: Question = field(repr=False)
-    old: bool = False  # whether the last answer is the one that used to be right
-
-    @property
-    def key(self) -> str:
-        return f"{self.fact}#{self.phrasing}"
-
-
-@dataclass
-class Exam:
-    """The questions, tokenized once."""
-
-    items: list[Item]
-    trees: list[Tree]
-    wikitext: list[Example]
-    clozes: list[Example]
-    tokenizer: PreTrainedTokenizerBase
+    prompt: str
+    answers: tuple[str, ...]
+    old: bool = False
 
     @classmethod
-    def read(cls, prepared: Path, tokenizer: PreTrainedTokenizerBase) -> Exam:
-        """Every question the prepared files allow for; the facts to keep are those `known` after the start's exam."""
-        items = [
-            item
-            for half, split in SPLITS.items()
-            for item in _taught(half, [row for _, row in json_lines(prepared / f"updated.{split}.jsonl")])
-        ]
-        for split in ("dev", "test"):
-            items += _kept(split, [row for _, row in json_lines(prepared / f"retained.{split}.jsonl")])
-        chunks = encode_text(read_corpus(prepared / "wikitext.txt"), tokenizer, TEXT_LENGTH)[:TEXTS]
-        clozes = encode(_spread(read_probes(prepared / "new_entities.test.jsonl"), CLOZES), tokenizer, TEXT_LENGTH)
-        return cls(items, plant([item.question for item in items], tokenizer), chunks, clozes, tokenizer)
+    def restored(cls, row: Row) -> Item:
+        """From what `asdict` made of one, and JSON of that."""
+        return cls(**{**{name: row[name] for name in cls.__dataclass_fields__}, "answers": tuple(row["answers"])})
+
+
+class Exam:
+    """The questions, tokenized once; the guards.
+
+    Args:
+        items: the questions of an exam that was settled before; None for all that the prepared files allow for.
+    """
+
+    def __init__(self, prepared: Path, tokenizer: PreTrainedTokenizerBase, items: list[Item] | None = None) -> None:
+        self.tokenizer = tokenizer
+        self._ask_about(_candidates(prepared) if items is None else items)
+        self.wikitext = encode_text(read_corpus(prepared / "wikitext.txt"), tokenizer, TEXT_LENGTH)[:TEXTS]
+        clozes = _spread(read_probes(prepared / "new_entities.test.jsonl"), CLOZES)
+        self.clozes = encode(clozes, tokenizer, TEXT_LENGTH)
+
+    def _ask_about(self, items: list[Item]) -> None:
+        self.items = items
+        self.trees = plant([Question(item.prompt, item.answers) for item in items], self.tokenizer)
 
     def ask(self, model: PreTrainedModel, chosen: Sequence[int]) -> list[list[float]]:
         """NLL in nats of every answer to the questions at these places, summed over its tokens, the right one first."""
         return [nll.tolist() for nll in answer_losses(model, [self.trees[i] for i in chosen])]
 
-    def known(self, answers: Sequence[list[float]]) -> list[str]:
-        """The facts to keep: ranked first under both phrasings, as many as KEPT allows of each part and split.
+    def settle(self, losses: Sequence[list[float]]) -> list[list[float]]:
+        """Leave the facts to keep that are known, with the wrong answers that come nearest to the right one.
+
+        Known are those ranked first under both phrasings; as many stay as KEPT allows of each part and split.
 
         Args:
-            answers: the start's, to all questions.
+            losses: the start's, on all questions.
+
+        Returns:
+            The start's losses on the questions that are left.
         """
-        first: dict[str, bool] = {}
-        for item, answer in zip(self.items, answers, strict=True):
-            first[item.fact] = first.get(item.fact, True) and min(answer[1:]) > answer[0]
-        kept: list[str] = []
+        known: dict[str, bool] = {}
+        for item, nll in zip(self.items, losses, strict=True):
+            known[item.fact] = known.get(item.fact, True) and min(nll[1:]) > nll[0]
+        kept: set[str] = set()
         for (part, split), most in KEPT.items():
-            facts = dict.fromkeys(i.fact for i in self.items if (i.part, i.split) == (part, split) and first[i.fact])
-            kept += _spread(list(facts), most)
-        return kept
+            facts = dict.fromkeys(i.fact for i in self.items if (i.part, i.split) == (part, split) and known[i.fact])
+            kept.update(_spread(list(facts), most))
+        items, left = [], []
+        for item, nll in zip(self.items, losses, strict=True):
+            if item.part in SPLITS:
+                items.append(item)
+                left.append(nll)
+            elif item.fact in kept:
+                nearest = [0, *sorted(range(1, len(nll)), key=lambda n: nll[n])[:WRONG]]
+                items.append(replace(item, answers=tuple(item.answers[n] for n in nearest)))
+                left.append([nll[n] for n in nearest])
+        self._ask_about(items)
+        return left
 
-    def places(self, part: str, kept: Collection[str] = ()) -> list[int]:
-        """Where the questions of a part stand.
+    def places(self, part: str) -> list[int]:
+        """Where the questions of a part stand: "A", "B", "near", "far".
 
-        Args:
-            part: "A" or "B"; "not A" or "not B" for the other half, one phrasing a fact, which is enough for a control;
-                "near" or "far".
-            kept: the facts to keep that are asked about.
+        "not A" and "not B" are the other half, one phrasing a fact, which is enough for a control.
         """
-        if part.startswith("not "):
-            half = part.removeprefix("not ")
+        half = part.removeprefix("not ")
+        if half != part:
             return [i for i, item in enumerate(self.items) if item.part in SPLITS.keys() - {half} and not item.phrasing]
-        asked = [i for i, item in enumerate(self.items) if item.part == part]
-        return asked if part in SPLITS else [i for i in asked if self.items[i].fact in kept]
+        return [i for i, item in enumerate(self.items) if item.part == part]
 
     def guards(self, model: PreTrainedModel) -> dict[str, float]:
         """NLL a token on WikiText, and on the masked spans of sentences on new entities."""
@@ -114,43 +122,39 @@ class Exam:
 
     def decode(self, model: PreTrainedModel, chosen: Sequence[int]) -> dict[str, float]:
         """Greedy answers to the first phrasing of each of these questions: exact match and word F1."""
-        asked = [self.items[i].question for i in chosen if self.items[i].phrasing == 0]
+        asked = [self.items[i] for i in chosen if self.items[i].phrasing == 0]
         self.tokenizer.padding_side = "left"
-        inputs = self.tokenizer([question.prompt for question in asked], return_tensors="pt", padding=True)
+        inputs = self.tokenizer([item.prompt for item in asked], return_tensors="pt", padding=True)
         with torch.inference_mode():
             written = model.generate(
                 **inputs, max_new_tokens=DECODED, do_sample=False, pad_token_id=self.tokenizer.pad_token_id
             )
         texts = self.tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        scores = [_match(text, question.answers[0]) for text, question in zip(texts, asked, strict=True)]
+        scores = [_match(text, item.answers[0]) for text, item in zip(texts, asked, strict=True)]
         return {name: sum(score[i] for score in scores) / len(scores) for i, name in enumerate(("exact", "f1"))}
+
+
+def _candidates(prepared: Path) -> list[Item]:
+    items = []
+    for half, split in SPLITS.items():
+        items += _taught(half, [row for _, row in json_lines(prepared / f"updated.{split}.jsonl")])
+    for split in ("dev", "test"):
+        for _, row in json_lines(prepared / f"retained.{split}.jsonl"):
+            part, answers = "near" if row["near"] else "far", (row["answer"], *row["distractors"])
+            items.append(Item(part, split, row["fact"], str(row["group"]), row["phrasing"], row["prompt"], answers))
+    return items
 
 
 def _taught(half: str, rows: Sequence[Row]) -> list[Item]:
     items = []
-    count: dict[str, int] = {}
+    count: Counter[str] = Counter()
     for row in rows:
-        phrasing = count.get(row["fact"], 0)
-        if phrasing < PHRASINGS:
-            count[row["fact"]] = phrasing + 1
-            answers = (row["answer"], *row["distractors"][:DISTRACTORS], *([row["old"]] if row["old"] else []))
-            question = Question(row["prompt"], answers)
-            items.append(Item(half, half, row["fact"], f"{half}{row['group']}", phrasing, question, bool(row["old"])))
+        if count[row["fact"]] < PHRASINGS:
+            answers = (row["answer"], *row["distractors"][:WRONG], *([row["old"]] if row["old"] else []))
+            about = half, half, row["fact"], f"{half}{row['group']}", count[row["fact"]]
+            items.append(Item(*about, row["prompt"], answers, bool(row["old"])))
+            count[row["fact"]] += 1
     return items
-
-
-def _kept(split: str, rows: Sequence[Row]) -> list[Item]:
-    return [
-        Item(
-            "near" if row["near"] else "far",
-            split,
-            row["fact"],
-            str(row["group"]),
-            row["phrasing"],
-            Question(row["prompt"], (row["answer"], *row["distractors"][:DISTRACTORS])),
-        )
-        for row in rows
-    ]
 
 
 def _spread(items: list[Any], most: int) -> list[Any]:

@@ -82,7 +82,7 @@ def frontier(findings: Findings) -> Figure:
         points = [(float(x), float(y)) for x, y in zip(path.lost, path.uptake, strict=True)]
         runs.append(Run(name, *points[-1], path=points[:-1]))
     return learning_forgetting(
-        runs, forgetting="margin lost on near facts, nats (less is better)", uptake="uptake, nats (more is better)"
+        runs, forgetting="score lost on near facts, nats (less is better)", uptake="uptake, nats (more is better)"
     )
 
 

@@ -49,7 +49,6 @@ class Bench:
     prepared: Path
     start: Weights
     exam: Exam
-    kept: set[str]
     norms: Norms
     settings: Settings
 
@@ -115,4 +114,4 @@ class Bench:
         return [[round(nll, DIGITS) for nll in answer] for answer in answers]
 
     def _places(self, name: str, half: str) -> list[int]:
-        return self.exam.places({"taught": half, "held": f"not {half}"}.get(name, name), self.kept)
+        return self.exam.places({"taught": half, "held": f"not {half}"}.get(name, name))

@@ -1,10 +1,10 @@
 """Records -> uptake and forgetting with intervals, and methods compared at equal forgetting.
 
-The *margin* of a question is the NLL a token of its wrong answers, on average, less that of the right one. For a run, a
-share s of the way from the start to its end, and margins m:
+The *score* of a question is the log of the probability its right answer has among the answers offered. For a run, a
+share a of the way from the start to its end, and scores s:
 
-    uptake(s)    = mean over facts taught of (m_s - m_0)  -  the same over held-out facts
-    forgetting(s) = mean over facts to keep of (m_0 - m_s)
+    uptake(a)    = mean over facts taught of (s_a - s_0)  -  the same over held-out facts
+    forgetting(a) = mean over facts to keep of (s_0 - s_a)
 
 A method's path averages its runs (both halves, all seeds) share by share. Its *uptake at level f* is that where the
 path's forgetting first reaches f, interpolated linearly; where it never does, that of its end, which is a lower bound.
@@ -91,15 +91,18 @@ def holm(values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def margin(nll: Sequence[float], item: Row) -> float:
-    """The NLL a token of a question's wrong answers, on average, less that of the right one, in nats."""
-    right, *wrong = [loss / tokens for loss, tokens in zip(nll, item["tokens"], strict=True)]
-    wrong = wrong[:-1] if item["old"] else wrong
-    return sum(wrong) / len(wrong) - right
+def score(nll: Sequence[float], item: Row) -> float:
+    """Log of the probability that the right answer has among its candidates, in nats; the old answer is none of them.
+
+    >>> round(score([1.0, 1.0, 1.0], {"old": True}) / np.log(2), 6)
+    -1.0
+    """
+    others = np.array(nll[1:-1] if item["old"] else nll[1:])
+    return -float(np.logaddexp.reduce([0.0, *(nll[0] - others)]))
 
 
-class Margins:
-    """The margins of a file of records as arrays, and the bootstrap's draws."""
+class Scores:
+    """The scores of a file of records as arrays, and the bootstrap's draws."""
 
     def __init__(self, records: Records, draws: int = DRAWS, seed: int = 0) -> None:
         assert records.exam is not None
@@ -113,14 +116,14 @@ class Margins:
         return Path(*(np.mean(parts, axis=0) for parts in zip(*curves, strict=True)))
 
     def lost(self, run: Row, part: str, split: str = "test") -> tuple[float, Array]:
-        """Margin lost on facts to keep at a run's end, and that of every draw (B,)."""
+        """Score lost on facts to keep at a run's end, and that of every draw (B,)."""
         end = (run["end"] if part == "far" else run["points"]["1.0"])[part]
         return self.fallen(run, end, part, split)
 
     def fallen(self, run: Row, answers: list[list[float]], part: str, split: str = "test") -> tuple[float, Array]:
-        """How far the margins of these answers are below those of a run's start, and that of every draw (B,)."""
+        """How far the scores of these answers are below those of a run's start, and that of every draw (B,)."""
         places = self.places(part)
-        change = self._start(run, places) - self._margins(places, answers)
+        change = self._start(run, places) - self._scores(places, answers)
         mean, draws = self._mean(*self._of_split(change[None], part, split))
         return float(mean[0]), draws[:, 0]
 
@@ -142,17 +145,17 @@ class Margins:
         return values[:, chosen], [places[n] for n in chosen]
 
     def _change(self, run: Row, name: str, places: list[int]) -> Array:
-        """Margins less those of the run's own start, (S, questions), the start itself first."""
+        """Scores less those of the run's own start, (S, questions), the start itself first."""
         start = self._start(run, places)
-        points = [self._margins(places, run["points"][share][name]) for share in sorted(run["points"], key=float)]
+        points = [self._scores(places, run["points"][share][name]) for share in sorted(run["points"], key=float)]
         return np.stack([start - start, *(point - start for point in points)])
 
     def _start(self, run: Row, places: list[int]) -> Array:
         answers = self.records.starts[run["start"]]["nll"]
-        return self._margins(places, [answers[i] for i in places])
+        return self._scores(places, [answers[i] for i in places])
 
-    def _margins(self, places: list[int], answers: list[list[float]]) -> Array:
-        return np.array([margin(nll, self.items[i]) for i, nll in zip(places, answers, strict=True)])
+    def _scores(self, places: list[int], answers: list[list[float]]) -> Array:
+        return np.array([score(nll, self.items[i]) for i, nll in zip(places, answers, strict=True)])
 
     def _mean(self, values: Array, places: Sequence[int]) -> tuple[Array, Array]:
         """Means over questions (S,), and those of every draw (B, S)."""

@@ -6,13 +6,14 @@ import hashlib
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.lifelong.exam import Exam
+from benchmarks.lifelong.exam import Exam, Item
 from benchmarks.lifelong.methods import layer_names
 from benchmarks.lifelong.norms import Norms
 from benchmarks.lifelong.passages import SPLITS
@@ -57,11 +58,9 @@ def sweep(prepared: Path, model: str, out: Path, planned: Sequence[Cell], settin
     _say(f"{len(planned)} runs, {len(planned) - len(todo)} of them done")
     if not todo:
         return file
-    bench, identity = _bench(prepared, model, out, settings)
+    bench, identity = _bench(prepared, model, out, settings, records)
     if identity not in records.starts:
         records.add(_begin(bench, identity, inputs, records, file))
-    assert records.exam is not None
-    bench.kept = set(records.exam["kept"])
     began = time.perf_counter()
     for number, cell in enumerate(todo, 1):
         row = bench.run(cell)
@@ -71,7 +70,7 @@ def sweep(prepared: Path, model: str, out: Path, planned: Sequence[Cell], settin
     return file
 
 
-def _bench(prepared: Path, name: str, out: Path, settings: Settings) -> tuple[Bench, str]:
+def _bench(prepared: Path, name: str, out: Path, settings: Settings, records: Records) -> tuple[Bench, str]:
     model, tokenizer = load_model(name)
     began = time.perf_counter()
     start, identity = start_weights(model, tokenizer, prepared, out / "start.safetensors", settings)
@@ -79,36 +78,26 @@ def _bench(prepared: Path, name: str, out: Path, settings: Settings) -> tuple[Be
     norms = Norms(
         out / f"norms-{identity}.json", prepared, model, tokenizer, settings.length, lambda: place(model, start)
     )
-    return Bench(model, tokenizer, prepared, start, Exam.read(prepared, tokenizer), set(), norms, settings), identity
+    items = None if records.exam is None else [Item.restored(row) for row in records.exam["items"]]
+    return Bench(model, tokenizer, prepared, start, Exam(prepared, tokenizer, items), norms, settings), identity
 
 
 def _begin(bench: Bench, identity: str, inputs: Row, records: Records, file: Path) -> Row:
-    """Examine a start that is new to the file; the first one decides which facts are to be kept."""
+    """Examine a start that is new to the file; the first one settles what is asked."""
     place(bench.model, bench.start)
-    answers = bench.ask(range(len(bench.exam.items)))
-    kept = records.exam["kept"] if records.exam else bench.exam.known(answers)
-    asked = [i for i, item in enumerate(bench.exam.items) if item.part in SPLITS or item.fact in set(kept)]
+    exam = bench.exam
+    losses = bench.ask(range(len(exam.items)))
     if records.exam is None:
-        items = [_item(bench.exam, i) for i in asked]
-        records.add(
-            {"kind": "exam", "inputs": inputs, "kept": kept, "layers": layer_names(bench.model), "items": items}
-        )
-        assert records.exam is not None
+        losses = exam.settle(losses)
+        items = [asdict(item) | {"tokens": tree.tokens} for item, tree in zip(exam.items, exam.trees, strict=True)]
+        records.add({"kind": "exam", "inputs": inputs, "layers": layer_names(bench.model), "items": items})
         file.parent.mkdir(parents=True, exist_ok=True)
-        append(file, records.exam)
-    row: Row = {"kind": "start", "id": identity, "nll": [answers[i] for i in asked]}
+        append(file, records.exam or {})
+    row: Row = {"kind": "start", "id": identity, "nll": losses}
     row["distance"] = records.refuse_far(row)
-    bench.kept = set(kept)
     row |= {half: bench.at_the_end(half) for half in SPLITS} | {"relearned": bench.relearned(), "stamp": stamp()}
     append(file, row)
     return row
-
-
-def _item(exam: Exam, place: int) -> Row:
-    """What a report has to know of a question."""
-    item = exam.items[place]
-    row: Row = {"part": item.part, "split": item.split, "fact": item.fact, "group": item.group}
-    return row | {"phrasing": item.phrasing, "old": item.old, "tokens": exam.trees[place].tokens}
 
 
 def _fingerprint(prepared: Path) -> str:

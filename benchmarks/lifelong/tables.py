@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.lifelong.methods import METHODS
 from benchmarks.lifelong.records import Records
-from benchmarks.lifelong.statistics import Comparison, Margins, Path, compare, holm, interval, uptake_at_levels
+from benchmarks.lifelong.statistics import Comparison, Path, Scores, compare, holm, interval, uptake_at_levels
 from localopt.errors import InputError
 
 Row = dict[str, Any]
@@ -55,7 +55,7 @@ class Findings:
         if records.exam is None or not any(run["method"] == "adamw" for run in records.runs):
             raise InputError("there is no run of adamw yet, and every method is compared with it: run that first.")
         self.records = records
-        self.margins = Margins(records)
+        self.scores = Scores(records)
         self.rates = self._rates()
         self.runs: dict[str, list[Row]] = {
             method: [run for run in records.runs if (run["method"], run["lr"]) == (method, rate)]
@@ -64,7 +64,7 @@ class Findings:
 
     @cached_property
     def paths(self) -> dict[str, Path]:
-        return {method: self.margins.path(runs) for method, runs in self.runs.items()}
+        return {method: self.scores.path(runs) for method, runs in self.runs.items()}
 
     def _rates(self) -> dict[str, float]:
         """Each method's rate: of those run on half A with the first seed, the best on facts that are not tested.
@@ -76,7 +76,7 @@ class Findings:
         tried: dict[str, dict[float, Path]] = {}
         for run in self.records.runs:
             if (run["half"], run["seed"]) == ("A", seed):
-                tried.setdefault(run["method"], {})[run["lr"]] = self.margins.path([run], "dev")
+                tried.setdefault(run["method"], {})[run["lr"]] = self.scores.path([run], "dev")
         rates = {run["method"]: run["lr"] for run in reversed(self.records.runs)}
         if "adamw" in tried:
             rates["adamw"] = max(tried["adamw"], key=lambda lr: tried["adamw"][lr].uptake[-1])
@@ -94,7 +94,7 @@ class Findings:
         for method, runs in self.runs.items():
             path = self.paths[method]
             far = [
-                np.mean(parts, axis=0) for parts in zip(*(self.margins.lost(run, "far") for run in runs), strict=True)
+                np.mean(parts, axis=0) for parts in zip(*(self.scores.lost(run, "far") for run in runs), strict=True)
             ]
             contrast = self._compare([method], ["adamw"])
             shared = self._shared([method, "adamw"])
@@ -122,8 +122,9 @@ class Findings:
                 + [_ratio(contrast) if contrast and method != "adamw" else ""]
             )
         note = (
-            "In nats; in brackets 95% intervals over facts. Uptake: margin gained on facts taught, less that on "
-            "held-out facts. Lost: margin lost on facts to keep that are never traced. Still first: under both "
+            "Scores are logs of the probability of the right answer among five, in nats; in brackets 95% intervals "
+            "over facts. Uptake: score gained on facts taught, less that on "
+            "held-out facts. Lost: score lost on facts to keep that are never traced. Still first: under both "
             "phrasings. WikiText, new entities: change of the NLL a token. Uptake at a share of AdamW's forgetting; "
             ">=: the method never forgets so much, so this is its uptake at its end. Ratio: of the mean of these, on "
             "halves and seeds both ran."
@@ -178,7 +179,7 @@ class Findings:
         return set.intersection(*cells) if cells else set()
 
     def _path(self, method: str, cells: set[tuple[str, int]]) -> Path:
-        return self.margins.path(run for run in self.runs[method] if (run["half"], run["seed"]) in cells)
+        return self.scores.path(run for run in self.runs[method] if (run["half"], run["seed"]) in cells)
 
     def _compare(self, one: Sequence[str], other: Sequence[str]) -> Comparison | None:
         one, other = ([method for method in side if method in self.runs] for side in (one, other))
@@ -186,11 +187,11 @@ class Findings:
         if not one or not other or not shared:
             return None
         paths = [[self._path(method, shared) for method in side] for side in (one, other)]
-        return compare(*paths, self._path("adamw", shared))
+        return compare(paths[0], paths[1], self._path("adamw", shared))
 
     def _tested(self) -> list[tuple[int, str]]:
         """Where the tested near facts stand in the lists of near facts, and which they are."""
-        items = [self.margins.items[i] for i in self.margins.places("near")]
+        items = [self.scores.items[i] for i in self.scores.places("near")]
         return [(n, item["fact"]) for n, item in enumerate(items) if item["split"] == "test"]
 
     def _first(self, run: Row) -> float:
@@ -201,7 +202,7 @@ class Findings:
 
     def _over_old(self, run: Row) -> float:
         """Share of the questions on facts taught where the new answer is likelier than the one before."""
-        items = [self.margins.items[i] for i in self.margins.places(run["half"])]
+        items = [self.scores.items[i] for i in self.scores.places(run["half"])]
         taught = zip(items, run["points"]["1.0"]["taught"], strict=True)
         return _mean(nll[0] < nll[-1] for item, nll in taught if item["old"])
 
@@ -209,9 +210,9 @@ class Findings:
         return float(run["end"][name] - self.records.starts[run["start"]][run["half"]][name])
 
     def _relearned(self, run: Row) -> float:
-        """Margin of the tested near facts below the start's, both after the reminder."""
+        """Score of the tested near facts below the start's, both after the reminder."""
         start = self.records.starts[run["start"]]["relearned"]
-        return self.margins.fallen(run, run["relearned"], "near")[0] - self.margins.fallen(run, start, "near")[0]
+        return self.scores.fallen(run, run["relearned"], "near")[0] - self.scores.fallen(run, start, "near")[0]
 
 
 def _mean(values: Any) -> float:

@@ -15,7 +15,7 @@ from benchmarks.lifelong.methods import METHODS, Case, layer_names, make_optimiz
 from benchmarks.lifelong.norms import Norms
 from benchmarks.lifelong.passages import answers_in_passages, lessons
 from benchmarks.lifelong.records import Records, append
-from benchmarks.lifelong.statistics import Margins
+from benchmarks.lifelong.statistics import Scores
 from benchmarks.lifelong.sweep import FEW, cells
 from localopt.errors import InputError
 from localopt.models import load_model
@@ -75,8 +75,8 @@ def test_a_sweep_cut_short_has_the_first_methods_on_both_halves_before_others_an
 
 def test_training_teaches_and_the_way_back_leads_to_the_start(out: Path) -> None:
     records = Records.read([out / "runs.jsonl"])
-    margins = Margins(records, draws=2)
-    path = margins.path(run for run in records.runs if run["method"] == "adamw")
+    scores_of = Scores(records, draws=2)
+    path = scores_of.path(run for run in records.runs if run["method"] == "adamw")
     assert 0 < abs(path.uptake[1]) < abs(path.uptake[-1])
     assert 0 < abs(path.lost[1]) < abs(path.lost[-1])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.lifelong.records import Records
-from benchmarks.lifelong.statistics import Margins, Path, compare, crossing, holm, interval, uptake_at_levels
+from benchmarks.lifelong.statistics import Path, Scores, compare, crossing, holm, interval, uptake_at_levels
 
 SHARES = ("0.25", "0.5", "0.75", "1.0")
 
@@ -21,25 +22,23 @@ def straight(uptake: float, lost: float, draws: int = 4) -> Path:
     return Path(uptake * way, lost * way, np.tile(uptake * way, (draws, 1)), np.tile(lost * way, (draws, 1)))
 
 
-def answers(margin: float, item: dict[str, Any]) -> list[float]:
-    """Losses that make this margin; an old answer's takes no part in it."""
-    right, *wrong = item["tokens"]
-    wrong = wrong[:-1] if item["old"] else wrong
-    return [0.5 * right, *((0.5 + margin) * tokens for tokens in wrong), *([99.0] if item["old"] else [])]
+def answers(score: float, item: dict[str, Any]) -> list[float]:
+    """Losses that make this score; an old answer's takes no part in it."""
+    return [0.0, -math.log(math.expm1(-score)), *([-9.0] if item["old"] else [])]
 
 
 def records(uptake: float = 1.0, lost: float = 2.0, held: float = 0.0, spread: float = 0.0) -> Records:
-    """Runs on both halves whose margins change alike for every fact, give or take `spread`."""
+    """Runs on both halves whose scores change alike for every fact, give or take `spread`."""
     items: list[dict[str, Any]] = [
         {"part": half, "split": half, "fact": f"{half}{n}", "group": f"{half}{n // 2}", "phrasing": phrasing}
-        | {"old": True, "tokens": [2, 1, 3, 5]}
+        | {"old": True}
         for half in "AB"
         for n in range(8)
         for phrasing in (0, 1)
     ]
     items += [
         {"part": "near", "split": split, "fact": f"{split}{n}", "group": f"{split}{n}", "phrasing": phrasing}
-        | {"old": False, "tokens": [2, 1, 1]}
+        | {"old": False}
         for split in ("dev", "test")
         for n in range(6)
         for phrasing in (0, 1)
@@ -48,12 +47,12 @@ def records(uptake: float = 1.0, lost: float = 2.0, held: float = 0.0, spread: f
     change = {"taught": uptake + held, "held": held, "near": -lost}
     sizes = {"taught": 16, "held": 8, "near": 24}
     tilt = {name: np.linspace(-spread, spread, size) for name, size in sizes.items()}
-    found = Records({"inputs": {}, "items": items}, {"s": {"id": "s", "nll": [answers(3.0, item) for item in items]}})
+    found = Records({"inputs": {}, "items": items}, {"s": {"id": "s", "nll": [answers(-6.0, item) for item in items]}})
     for half in "AB":
         points = {
             share: {
                 name: [
-                    answers(3.0 + float(share) * more, items[-1 if name == "near" else 0])
+                    answers(-6.0 + float(share) * more, items[-1 if name == "near" else 0])
                     for more in change[name] + tilt[name]
                 ]
                 for name in sizes
@@ -66,7 +65,7 @@ def records(uptake: float = 1.0, lost: float = 2.0, held: float = 0.0, spread: f
 
 def test_uptake_is_what_the_taught_facts_gain_beyond_the_held_out_ones() -> None:
     found = records(uptake=1.0, lost=2.0, held=0.5)
-    path = Margins(found, draws=50).path(found.runs)
+    path = Scores(found, draws=50).path(found.runs)
     np.testing.assert_allclose(path.uptake, [0, 0.25, 0.5, 0.75, 1.0])
     np.testing.assert_allclose(path.lost, [0, 0.5, 1.0, 1.5, 2.0])
     np.testing.assert_allclose(path.uptakes, np.tile(path.uptake, (50, 1)), atol=1e-12)
@@ -76,7 +75,7 @@ def test_the_interval_covers_the_mean_and_grows_with_the_spread_of_facts() -> No
     widths = []
     for spread in (0.1, 1.0):
         found = records(spread=spread)
-        path = Margins(found, draws=500).path(found.runs)
+        path = Scores(found, draws=500).path(found.runs)
         low, high = interval(path.uptakes[:, -1])
         assert low < path.uptake[-1] < high
         widths.append(high - low)
@@ -84,13 +83,13 @@ def test_the_interval_covers_the_mean_and_grows_with_the_spread_of_facts() -> No
 
 
 def test_facts_of_one_group_are_drawn_together_and_every_half_keeps_its_size() -> None:
-    margins = Margins(records(), draws=30)
-    weights = margins._weights
-    for group in {item["group"] for item in margins.items}:
-        columns = [i for i, item in enumerate(margins.items) if item["group"] == group]
+    scores = Scores(records(), draws=30)
+    weights = scores._weights
+    for group in {item["group"] for item in scores.items}:
+        columns = [i for i, item in enumerate(scores.items) if item["group"] == group]
         assert (weights[:, columns] == weights[:, columns[:1]]).all()
     for part in ("A", "B"):
-        assert (weights[:, margins.places(part)].sum(1) == 16).all()
+        assert (weights[:, scores.places(part)].sum(1) == 16).all()
     assert weights.std() > 0
 
 

@@ -35,6 +35,7 @@ from tests.tiny_models import VOCABULARY, examples, llama
 
 STEPS = 5
 ROWS = 4  # of a global batch; every process takes its share
+Share = tuple[int, int]  # which part of the batch, of how many; by default its rank, of the number of processes
 
 
 def model() -> nn.Module:
@@ -47,17 +48,20 @@ def batch(step: int, rank: int = 0, processes: int = 1) -> Tensor:
     return tokens.tensor_split(processes)[rank]
 
 
-def backward(network: nn.Module, step: int) -> None:
-    tokens = batch(step, dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else batch(step)
+def backward(network: nn.Module, step: int, share: Share | None = None) -> None:
+    own = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    tokens = batch(step, *(share or own))
     network(input_ids=tokens, labels=tokens).loss.backward()
 
 
-def train(network: nn.Module, optimizer: LocalizedOptimizer, steps: range) -> list[dict[str, Any]]:
+def train(
+    network: nn.Module, optimizer: LocalizedOptimizer, steps: range, share: Share | None = None
+) -> list[dict[str, Any]]:
     """Train, and return what every step did."""
     reports = []
     for step in steps:
         optimizer.zero_grad()
-        backward(network, step)
+        backward(network, step, share)
         optimizer.step()
         report = optimizer.report()
         reports.append({"norms": report.norms, "scales": report.scales, "share": report.share_updated})
@@ -122,9 +126,9 @@ class _Calls:
 # -- cases: each returns what rank 0 writes down --------------------------------------------------------------------
 
 
-def run_whole(network: nn.Module, optimizer: LocalizedOptimizer) -> dict[str, Any]:
+def run_whole(network: nn.Module, optimizer: LocalizedOptimizer, share: Share | None = None) -> dict[str, Any]:
     with _Calls() as calls:
-        reports = train(network, optimizer, range(STEPS))
+        reports = train(network, optimizer, range(STEPS), share)
     found = weights(network)
     return {"weights": found, "reports": reports, "same": same_on_all_ranks(found), "collectives": calls.sizes}
 
@@ -276,36 +280,14 @@ def tensor_parallel(out: Path) -> dict[str, Any]:
     """All processes see the whole batch."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("tp",))
     network = _tensor_parallel(model(), mesh)
-    optimizer = localized(network, fused=False)
-    reports = []
-    with _Calls() as calls:
-        for step in range(STEPS):
-            optimizer.zero_grad()
-            tokens = batch(step)
-            network(input_ids=tokens, labels=tokens).loss.backward()
-            optimizer.step()
-            report = optimizer.report()
-            reports.append({"norms": report.norms, "scales": report.scales, "share": report.share_updated})
-    found = weights(network)
-    return {"weights": found, "reports": reports, "same": same_on_all_ranks(found), "collectives": calls.sizes}
+    return run_whole(network, localized(network, fused=False), share=(0, 1))
 
 
 def two_dimensions(out: Path) -> dict[str, Any]:
     """Tensor parallel inside FSDP2: MLPs are sharded both ways, the rest over one dimension of the mesh."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     network = sharded(_tensor_parallel(model(), mesh["tp"]), mesh=mesh["dp"])
-    optimizer = localized(network, fused=False)
-    reports = []
-    with _Calls() as calls:
-        for step in range(STEPS):
-            optimizer.zero_grad()
-            tokens = batch(step, mesh["dp"].get_local_rank(), 2)
-            network(input_ids=tokens, labels=tokens).loss.backward()
-            optimizer.step()
-            report = optimizer.report()
-            reports.append({"norms": report.norms, "scales": report.scales, "share": report.share_updated})
-    found = weights(network)
-    return {"weights": found, "reports": reports, "same": same_on_all_ranks(found), "collectives": calls.sizes}
+    return run_whole(network, localized(network, fused=False), share=(mesh["dp"].get_local_rank(), 2))
 
 
 def sequence_parallel(out: Path) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from localopt.sharding import Sharding
 
-# A float32 dot product over much more than a row loses digits; rows are added up in float64. Half-precision gradients
-# are widened a chunk at a time, in a buffer that is small enough to stay in cache. Both sizes are elements.
+# Sizes in elements. A float32 dot product over more than SHORT loses digits; a longer gradient is cut into rows, whose
+# norms are short again. Half-precision gradients are widened a chunk at a time, in a buffer that stays in cache.
+SHORT = 1 << 17
 ROW = 1 << 12
 CHUNK = 1 << 20
 
@@ -148,17 +149,14 @@ def _square_on_cpu(flat: Tensor, buffer: Tensor) -> float:
 
 
 def _dot(flat: Tensor) -> float:
-    """Return flat . flat: a batch of dot products over rows, then what is left of the last row."""
+    """Return flat . flat. With few tensor operations: a large model has hundreds of small gradients."""
+    if flat.numel() <= SHORT:
+        return torch.dot(flat, flat).item()
     left = flat.numel() % ROW
-    whole = flat.numel() - left
-    total = 0.0
-    if whole:
-        rows = (flat[:whole] if left else flat).view(-1, 1, ROW)
-        total = torch.bmm(rows, rows.transpose(1, 2)).sum(dtype=torch.float64).item()
     if left:
-        rest = flat[whole:] if whole else flat
-        total += torch.dot(rest, rest).item()
-    return total
+        return _dot(flat[:-left]) + _dot(flat[-left:])
+    norms = torch.linalg.vector_norm(flat.view(-1, ROW), dim=1)
+    return _dot(norms)
 
 
 def _buffer() -> Tensor:

@@ -21,7 +21,8 @@ WRONG = 4  # answers beside the right one, and the old one where there is one
 PHRASINGS = 2  # of every fact
 KEPT = {("near", "dev"): 20, ("near", "test"): 80, ("far", "test"): 40}  # facts, at most
 CLOZES = 40  # sentences on new entities
-TEXTS, TEXT_LENGTH = 12, 128  # of WikiText
+TEXTS = 32  # pieces of WikiText, the first quarter to choose rates by
+TEXT_LENGTH = 64
 DECODED = 8  # tokens
 
 Row = dict[str, Any]
@@ -60,7 +61,11 @@ class Exam:
     def __init__(self, prepared: Path, tokenizer: PreTrainedTokenizerBase, items: list[Item] | None = None) -> None:
         self.tokenizer = tokenizer
         self._ask_about(_candidates(prepared) if items is None else items)
-        self.wikitext = encode_text(read_corpus(prepared / "wikitext.txt"), tokenizer, TEXT_LENGTH)[:TEXTS]
+        pieces = encode_text(read_corpus(prepared / "wikitext.txt"), tokenizer, TEXT_LENGTH)
+        whole = [piece for piece in pieces if len(piece["input_ids"]) == TEXT_LENGTH]
+        self.texts = _spread(whole or pieces, TEXTS)
+        few = max(1, len(self.texts) // 4)
+        self.text_splits = ["dev"] * few + ["test"] * (len(self.texts) - few)
         clozes = _spread(read_probes(prepared / "new_entities.test.jsonl"), CLOZES)
         self.clozes = encode(clozes, tokenizer, TEXT_LENGTH)
 
@@ -112,13 +117,15 @@ class Exam:
             return [i for i, item in enumerate(self.items) if item.part in SPLITS.keys() - {half} and not item.phrasing]
         return [i for i, item in enumerate(self.items) if item.part == part]
 
-    def guards(self, model: PreTrainedModel) -> dict[str, float]:
-        """NLL a token on WikiText, and on the masked spans of sentences on new entities."""
-        found = {}
-        for name, examples in {"wikitext": self.wikitext, "entities": self.clozes}.items():
-            losses = span_losses(model, examples, batch_size=16)
-            found[name] = losses.nll.sum().item() / int(losses.tokens.sum())
-        return found
+    def read(self, model: PreTrainedModel) -> list[float]:
+        """NLL a token of every piece of WikiText."""
+        losses = span_losses(model, self.texts, batch_size=16)
+        return (losses.nll / losses.tokens).tolist()
+
+    def entities(self, model: PreTrainedModel) -> float:
+        """NLL a token on the masked spans of sentences on new entities."""
+        losses = span_losses(model, self.clozes, batch_size=16)
+        return losses.nll.sum().item() / int(losses.tokens.sum())
 
     def decode(self, model: PreTrainedModel, chosen: Sequence[int]) -> dict[str, float]:
         """Greedy answers to the first phrasing of each of these questions: exact match and word F1."""

@@ -1,4 +1,4 @@
-"""Gradient norms of a start's layers on the sets that traces are made of, measured when first asked for and kept.
+"""What is known of a start's layers: gradient norms on the sets that traces are made of, measured when first asked for.
 
 Sets: `A`, `B`: the passages of a half, the loss on the answer alone (what a user has before training; no question of
 the exam). `text`: ordinary text that the start has not read. `near`, `far`: facts to keep, never tested; `kept`:
@@ -15,10 +15,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks.lifelong.damage import gains_and_damages
 from benchmarks.lifelong.passages import SPLITS, answers_in_passages
 from benchmarks.lifelong.start import plain_text
 from localopt import trace_layers
 from localopt.layer_trace import LayerTrace
+from localopt.layers import partition
 from localopt.probes import Example, Probe, encode, read_probes
 
 EXAMPLES = 64
@@ -59,12 +61,25 @@ class Norms:
             self.at_start()
             examples = self.examples(name)
             trace = trace_layers(self.model, examples, examples[:1])
-            self.known[name] = dict(zip(trace.layers, trace.probe_norms.tolist(), strict=True))
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            partial = self.file.with_suffix(".partial")
-            partial.write_text(json.dumps(self.known))
-            partial.rename(self.file)
+            self._keep(name, dict(zip(trace.layers, trace.probe_norms.tolist(), strict=True)))
         return self.known[name]
+
+    def worth(self, half: str, reference: str) -> dict[str, float]:
+        """What a step on each layer wins on a half's news over what it costs a set to keep (see damage.py)."""
+        key = f"worth {half} {reference}"
+        if key not in self.known:
+            self.at_start()
+            layer_of = partition((name for name, _ in self.model.named_parameters()), "sublayer")
+            gains, damages = gains_and_damages(self.model, self.examples(half), self.examples(reference), layer_of)
+            self._keep(key, {layer: gains[layer] / damages[layer] for layer in gains})
+        return self.known[key]
+
+    def _keep(self, name: str, values: dict[str, float]) -> None:
+        self.known[name] = values
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.file.with_suffix(".partial")
+        partial.write_text(json.dumps(self.known))
+        partial.rename(self.file)
 
     def examples(self, name: str) -> list[Example]:
         kind, number = re.fullmatch(r"(\w+?)(\d*)", name).groups()  # type: ignore[union-attr]

@@ -17,11 +17,16 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks.lifelong.records import Records
+from benchmarks.lifelong.statistics import MEASURES, Curve, Measure
 from benchmarks.lifelong.tables import Findings, Table
 from benchmarks.stamp import summary
 from localopt.errors import InputError
 from localopt.plots import Run, heat_map, learning_forgetting
 
+AXES: dict[Measure, str] = {
+    "text": "rise of the NLL on WikiText, nats a token (less is better)",
+    "near": "score lost on near facts, nats (less is better)",
+}
 DRAWN = ("adamw", "fp-text", "fp-kept", "deep", "shallow", "random0", "alr-text", "online")
 MAPPED = ("fp-text", "fp-kept", "alr-text", "alr-kept", "online", "online-relative", "online-kept")
 
@@ -44,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"report: {error}", file=sys.stderr)
         sys.exit(2)
     given.out.mkdir(parents=True, exist_ok=True)
-    tables = [findings.methods(), findings.contrasts(), findings.costs()]
+    tables = [findings.methods(), findings.levels(), findings.contrasts(), findings.costs()]
     (given.out / "lifelong.html").write_text(page(findings, tables), encoding="utf-8")
     markdown = "\n\n".join(f"**{table.title}**\n\n{table.markdown()}\n\n{table.note}" for table in tables)
     (given.out / "lifelong-tables.md").write_text(markdown + "\n", encoding="utf-8")
@@ -62,11 +67,11 @@ def page(findings: Findings, tables: list[Table]) -> str:
     parts = [
         f"<h1>Learning new facts, keeping old ones</h1><p>{len(records.runs)} runs. {html.escape(settings)}.</p>",
         f"<p class=note>{html.escape(starts)}</p>",
-        *(_table(table) for table in tables[:2]),
+        *(_table(table) for table in tables[:-1]),
         "<h2>Learning against forgetting</h2><p class=note>Each line is a method's end weights mixed with the start's: "
         "a quarter, half, three quarters, and all of the way.</p>",
-        _picture(frontier(findings), "uptake against forgetting"),
-        _table(tables[2]),
+        *(_picture(frontier(findings, measure), f"uptake against forgetting, {measure}") for measure in MEASURES),
+        _table(tables[-1]),
         "<h2>Layers</h2><p class=note>How much of the rate each layer got, averaged over steps and halves.</p>",
         *(_picture(figure, "scales of the layers") for figure in layers(findings)),
     ]
@@ -74,16 +79,15 @@ def page(findings: Findings, tables: list[Table]) -> str:
     return f"<!doctype html><meta charset=utf-8><title>localopt: lifelong</title><style>{STYLE}</style>\n{body}\n"
 
 
-def frontier(findings: Findings) -> Figure:
-    """Uptake against forgetting of near facts, for the methods that say most."""
+def frontier(findings: Findings, measure: Measure) -> Figure:
+    """Uptake against forgetting by one measure, for the methods that say most."""
     runs = []
     for name in (name for name in DRAWN if name in findings.paths):
         path = findings.paths[name]
-        points = [(float(x), float(y)) for x, y in zip(path.lost, path.uptake, strict=True)]
+        lost: Curve = getattr(path, measure)
+        points = [(float(x), float(y)) for x, y in zip(lost.mean, path.uptake.mean, strict=True)]
         runs.append(Run(name, *points[-1], path=points[:-1]))
-    return learning_forgetting(
-        runs, forgetting="score lost on near facts, nats (less is better)", uptake="uptake, nats (more is better)"
-    )
+    return learning_forgetting(runs, forgetting=AXES[measure], uptake="uptake, nats (more is better)")
 
 
 def layers(findings: Findings) -> list[Figure]:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.optim import AdamW
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks.lifelong.adapters import adapted
 from benchmarks.lifelong.exam import Exam
-from benchmarks.lifelong.methods import METHODS, Case, layer_names, make_optimizer
+from benchmarks.lifelong.methods import METHODS, layer_names, make_optimizer
 from benchmarks.lifelong.norms import Norms, kept_facts
 from benchmarks.lifelong.passages import lessons
+from benchmarks.lifelong.pull import Pull
+from benchmarks.lifelong.replay import Replay, replayed
+from benchmarks.lifelong.rules import Case
 from benchmarks.lifelong.start import Weights, place
 from benchmarks.lifelong.training import Settings, fit, grouped
 from benchmarks.lifelong.watch import Watch, peak_mb, reset_peak
-from localopt.probes import encode
+from localopt.probes import Example, encode
 
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the way from the start to the end
 RELEARNED, RELEARN_STEPS, RELEARN_RATE = 10, 3, 2e-5
@@ -56,22 +61,28 @@ class Bench:
         """Train and examine; the record, ready for JSON."""
         place(self.model, self.start)
         case = Case(layer_names(self.model), cell.half, cell.seed, self.norms)
-        plan = METHODS[cell.method].plan(case)
+        method = METHODS[cell.method]
+        plan = method.plan(case)
         place(self.model, self.start)  # tracing gave the weights back; who looks at them meanwhile must not matter
-        sequences = lessons(self.prepared, cell.half, self.tokenizer, self.settings.length)
-        optimizer = make_optimizer(self.model, cell.lr, plan)
-        watch = Watch(self.model, optimizer, plan)
-        reset_peak()
-        began, busy = time.perf_counter(), time.process_time()
-        fit(self.model, sequences, optimizer, self.settings, cell.seed, watch)
+        epochs = self._lessons(cell.half, method.replay)
+        torch.manual_seed(cell.seed)  # adapters begin at random
+        with adapted(self.model, method.lora) as trained:
+            optimizer = make_optimizer(trained, method.rate * cell.lr, plan)
+            if method.pull:
+                optimizer.register_step_post_hook(Pull(optimizer, method.pull))
+            watch = Watch(trained, optimizer, plan)
+            reset_peak()
+            began, busy = time.perf_counter(), time.process_time()
+            fit(trained, epochs, optimizer, self.settings, cell.seed, watch)
+            seconds, cpu_seconds, peak = time.perf_counter() - began, time.process_time() - busy, peak_mb()
         record: Row = {
             "method": cell.method,
             "lr": cell.lr,
             "half": cell.half,
             "seed": cell.seed,
-            "train_seconds": round(time.perf_counter() - began, 1),
-            "train_cpu_seconds": round(time.process_time() - busy, 1),
-            "train_peak_mb": peak_mb(),
+            "train_seconds": round(seconds, 1),
+            "train_cpu_seconds": round(cpu_seconds, 1),
+            "train_peak_mb": peak,
             "share": round(watch.share, 4),
             "scales": [round(watch.scales[layer], 4) for layer in case.layers],
         }
@@ -86,17 +97,24 @@ class Bench:
         record["relearned"] = self.relearned()
         return record | {"seconds": round(time.perf_counter() - began, 1)}
 
+    def _lessons(self, half: str, replay: Replay | None) -> list[list[Example]]:
+        """What is read in each epoch."""
+        length, epochs = self.settings.length, self.settings.epochs
+        passages = lessons(self.prepared, half, self.tokenizer, length)
+        along = replayed(replay, self.prepared, self.tokenizer, length, epochs) if replay else [[]] * epochs
+        return [passages + more for more in along]
+
     def point(self, half: str) -> Row:
-        """What a half's path is made of: the NLL of every answer, question by question in the exam's order."""
-        return {name: self.ask(self._places(name, half)) for name in ("taught", "held", "near")}
+        """What a half's path is made of: the NLL of every answer, question by question in the exam's order; of text."""
+        answers: Row = {name: self.ask(self._places(name, half)) for name in ("taught", "held", "near")}
+        return answers | {"text": self.read()}
 
     def at_the_end(self, half: str) -> Row:
         """What is asked of the end of a path only."""
         with self.settings.autocast():
-            guards, decoded = self.exam.guards(self.model), self.exam.decode(self.model, self._places("taught", half))
-        return {"far": self.ask(self._places("far", half))} | {
-            name: round(value, 4) for name, value in (guards | decoded).items()
-        }
+            found = {"entities": self.exam.entities(self.model)}
+            found |= self.exam.decode(self.model, self._places("taught", half))
+        return {"far": self.ask(self._places("far", half))} | {name: round(value, 4) for name, value in found.items()}
 
     def relearned(self) -> list[list[float]]:
         """What is answered to the near facts after a reminder: a few steps on other facts of their kind.
@@ -104,14 +122,19 @@ class Bench:
         What comes back was misplaced, what does not was lost. The model is left as it is then.
         """
         reminder = encode(kept_facts(self.prepared, "near", RELEARNED), self.tokenizer)
-        once = Settings(self.settings.length, RELEARNED, RELEARN_STEPS, self.settings.bf16)
-        fit(self.model, reminder, AdamW(grouped(list(self.model.parameters())), lr=RELEARN_RATE, fused=True), once, 0)
+        at_once = replace(self.settings, batch_size=RELEARNED)
+        optimizer = AdamW(grouped(list(self.model.parameters())), lr=RELEARN_RATE, fused=True)
+        fit(self.model, [reminder] * RELEARN_STEPS, optimizer, at_once, 0)
         return self.ask(self._places("near", ""))
 
     def ask(self, chosen: Sequence[int]) -> list[list[float]]:
         with self.settings.autocast():
             answers = self.exam.ask(self.model, chosen)
         return [[round(nll, DIGITS) for nll in answer] for answer in answers]
+
+    def read(self) -> list[float]:
+        with self.settings.autocast():
+            return [round(nll, 4) for nll in self.exam.read(self.model)]
 
     def _places(self, name: str, half: str) -> list[int]:
         return self.exam.places({"taught": half, "held": f"not {half}"}.get(name, name))

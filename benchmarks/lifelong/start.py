@@ -40,8 +40,7 @@ def start_weights(
         sequences = plain_text(tokenizer, prepared, settings.length)[:SEQUENCES]
         sequences += texts(passages, tokenizer, settings.length) * READINGS
         random.Random(0).shuffle(sequences)
-        once = Settings(settings.length, settings.batch_size, 1, settings.bf16)
-        fit(model, sequences, AdamW(grouped(list(model.parameters())), lr=RATE, fused=True), once, seed=0)
+        fit(model, [sequences], AdamW(grouped(list(model.parameters())), lr=RATE, fused=True), settings, seed=0)
         partial = file.with_suffix(".partial")
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: parameter.detach() for name, parameter in model.named_parameters()}, partial)

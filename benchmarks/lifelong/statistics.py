@@ -3,16 +3,17 @@
 The *score* of a question is the log of the probability its right answer has among the answers offered. For a run, a
 share a of the way from the start to its end, and scores s:
 
-    uptake(a)    = mean over facts taught of (s_a - s_0)  -  the same over held-out facts
-    forgetting(a) = mean over facts to keep of (s_0 - s_a)
+    uptake(a)     = mean over facts taught of (s_a - s_0)  -  the same over held-out facts
+    forgetting(a) = mean over facts to keep of (s_0 - s_a)         measure "near"
+                    mean over pieces of text of (NLL_a - NLL_0)    measure "text"
 
 A method's path averages its runs (both halves, all seeds) share by share. Its *uptake at level f* is that where the
 path's forgetting first reaches f, interpolated linearly; where it never does, that of its end, which is a lower bound.
-Levels are 25, 50 and 75% of what AdamW's end forgets of near facts.
+Levels are 25, 50 and 75% of what AdamW's end forgets.
 
-Intervals are those of a paired bootstrap: the groups of facts taught, of each half, and the groups of facts to keep are
-drawn anew, the same for all methods. They say how the result may differ for other facts of the kind; not how it may for
-other seeds, for which the runs are too few.
+Intervals are those of a paired bootstrap: the groups of facts taught, of each half, the groups of facts to keep and the
+pieces of text are drawn anew, the same for all methods. They say how the result may differ for other facts and texts of
+the kind; not how it may for other seeds, for which the runs are too few.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,25 +31,41 @@ from benchmarks.lifelong.records import Records
 LEVELS = (0.25, 0.5, 0.75)
 DRAWS = 10_000
 Array: TypeAlias = NDArray[np.float64]
+Measure: TypeAlias = Literal["text", "near"]
+MEASURES: tuple[Measure, ...] = get_args(Measure)
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Path:
-    """Uptake and forgetting of one method along its shares, (S,), and of every bootstrap draw, (B, S).
+class Curve:
+    """Values of one method along its shares, (S,), and of every bootstrap draw, (B, S).
 
-    The first share is 0, the start, where both are 0.
+    The first share is 0, the start, where the value is 0.
     """
 
-    uptake: Array
-    lost: Array
-    uptakes: Array
-    losts: Array
+    mean: Array
+    draws: Array
 
-    def at(self, level: float, levels: Array) -> tuple[float, Array, bool]:
+    @property
+    def end(self) -> tuple[float, Array]:
+        """The value at the end of the path, and that of every draw (B,)."""
+        return float(self.mean[-1]), self.draws[:, -1]
+
+
+@dataclass(frozen=True)
+class Path:
+    """What a method takes in along its shares, and what it forgets by either measure."""
+
+    uptake: Curve
+    near: Curve
+    text: Curve
+
+    def at(self, measure: Measure, level: float, levels: Array) -> tuple[float, Array, bool]:
         """(uptake at a level, that of every draw at its own level, whether the path gets there)."""
-        found = crossing(self.uptake[None], self.lost[None], np.array([level]))[0]
-        return float(found), crossing(self.uptakes, self.losts, levels), bool(level > 0 and (self.lost >= level).any())
+        lost: Curve = getattr(self, measure)
+        found = crossing(self.uptake.mean[None], lost.mean[None], np.array([level]))[0]
+        there = bool(level > 0 and (lost.mean >= level).any())
+        return float(found), crossing(self.uptake.draws, lost.draws, levels), there
 
 
 def crossing(uptake: Array, lost: Array, level: Array) -> Array:
@@ -108,12 +125,14 @@ class Scores:
         assert records.exam is not None
         self.records = records
         self.items = records.exam["items"]
+        self.texts = records.exam["texts"]
         self.draws, self.seed = draws, seed
 
     def path(self, runs: Iterable[Row], split: str = "test") -> Path:
-        """The path of some runs, averaged; its forgetting is of the near facts of one split."""
+        """The path of some runs, averaged; its forgetting is of the near facts and texts of one split."""
         curves = [self._curves(run, split) for run in runs]
-        return Path(*(np.mean(parts, axis=0) for parts in zip(*curves, strict=True)))
+        means = (np.mean([[c.mean, *c.draws] for c in parts], axis=0) for parts in zip(*curves, strict=True))
+        return Path(*(Curve(mean[0], mean[1:]) for mean in means))
 
     def lost(self, run: Row, part: str, split: str = "test") -> tuple[float, Array]:
         """Score lost on facts to keep at a run's end, and that of every draw (B,)."""
@@ -127,14 +146,24 @@ class Scores:
         mean, draws = self._mean(*self._of_split(change[None], part, split))
         return float(mean[0]), draws[:, 0]
 
-    def _curves(self, run: Row, split: str) -> tuple[Array, Array, Array, Array]:
+    def _curves(self, run: Row, split: str) -> tuple[Curve, Curve, Curve]:
         half, other = run["half"], "B" if run["half"] == "A" else "A"
         mine, near = self.places(half), self.places("near")
         theirs = [i for i in self.places(other) if self.items[i]["phrasing"] == 0]
         uptake, uptakes = self._mean(self._change(run, "taught", mine), mine)
         control, controls = self._mean(self._change(run, "held", theirs), theirs)
-        lost, losts = self._mean(*self._of_split(-self._change(run, "near", near), "near", split))
-        return uptake - control, lost, uptakes - controls, losts
+        lost = self._mean(*self._of_split(-self._change(run, "near", near), "near", split))
+        return Curve(uptake - control, uptakes - controls), Curve(*lost), self._text(run, split)
+
+    def _text(self, run: Row, split: str) -> Curve:
+        """How far the NLL of text rises."""
+        start = self.records.starts[run["start"]]["text"]
+        nll = np.array([start, *(run["points"][share]["text"] for share in sorted(run["points"], key=float))])
+        chosen = [n for n, of in enumerate(self.texts) if of == split]
+        rise = (nll - nll[0])[:, chosen]
+        rng = np.random.default_rng(self.seed + 1)
+        weights = rng.multinomial(len(chosen), np.full(len(chosen), 1 / len(chosen)), size=self.draws)
+        return Curve(rise.mean(1), weights @ rise.T / len(chosen))
 
     def places(self, part: str) -> list[int]:
         return [i for i, item in enumerate(self.items) if item["part"] == part]
@@ -189,20 +218,21 @@ class Comparison:
     capped: bool  # one of the two does not forget as much as a level, so its uptake there is a lower bound
 
 
-def uptake_at_levels(path: Path, adamw: Path) -> tuple[list[float], Array, list[bool]]:
+def uptake_at_levels(path: Path, adamw: Path, measure: Measure) -> tuple[list[float], Array, list[bool]]:
     """(uptake at each level, (B, levels) of the draws, whether the path reaches each level).
 
     Where AdamW forgets nothing there are no levels, and a path counts with its end.
     """
-    found = [path.at(q * adamw.lost[-1], q * adamw.losts[:, -1]) for q in LEVELS]
+    end, ends = getattr(adamw, measure).end
+    found = [path.at(measure, q * end, q * ends) for q in LEVELS]
     return [u for u, _, _ in found], np.stack([draws for _, draws, _ in found], 1), [there for _, _, there in found]
 
 
-def compare(one: Sequence[Path], other: Sequence[Path], adamw: Path) -> Comparison:
+def compare(one: Sequence[Path], other: Sequence[Path], adamw: Path, measure: Measure) -> Comparison:
     """Compare methods by their paths; several paths on a side (random draws) count by the mean of their uptakes."""
     sides, capped = [], False
     for paths in (one, other):
-        found = [uptake_at_levels(path, adamw) for path in paths]
+        found = [uptake_at_levels(path, adamw, measure) for path in paths]
         mean = float(np.mean([uptakes for uptakes, _, _ in found]))
         sides.append((mean, np.mean([draws.mean(1) for _, draws, _ in found], axis=0)))
         capped |= not all(all(there) for _, _, there in found)

@@ -90,10 +90,11 @@ def _begin(bench: Bench, identity: str, inputs: Row, records: Records, file: Pat
     if records.exam is None:
         losses = exam.settle(losses)
         items = [asdict(item) | {"tokens": tree.tokens} for item, tree in zip(exam.items, exam.trees, strict=True)]
-        records.add({"kind": "exam", "inputs": inputs, "layers": layer_names(bench.model), "items": items})
+        about = {"layers": layer_names(bench.model), "texts": exam.text_splits, "items": items}
+        records.add({"kind": "exam", "inputs": inputs, **about})
         file.parent.mkdir(parents=True, exist_ok=True)
         append(file, records.exam or {})
-    row: Row = {"kind": "start", "id": identity, "nll": losses}
+    row: Row = {"kind": "start", "id": identity, "nll": losses, "text": bench.read()}
     row["distance"] = records.refuse_far(row)
     row |= {half: bench.at_the_end(half) for half in SPLITS} | {"relearned": bench.relearned(), "stamp": stamp()}
     append(file, row)

@@ -11,7 +11,17 @@ import numpy as np
 
 from benchmarks.lifelong.methods import METHODS
 from benchmarks.lifelong.records import Records
-from benchmarks.lifelong.statistics import Comparison, Path, Scores, compare, holm, interval, uptake_at_levels
+from benchmarks.lifelong.statistics import (
+    MEASURES,
+    Comparison,
+    Measure,
+    Path,
+    Scores,
+    compare,
+    holm,
+    interval,
+    uptake_at_levels,
+)
 from localopt.errors import InputError
 
 Row = dict[str, Any]
@@ -67,10 +77,10 @@ class Findings:
         return {method: self.scores.path(runs) for method, runs in self.runs.items()}
 
     def _rates(self) -> dict[str, float]:
-        """Each method's rate: of those run on half A with the first seed, the best on facts that are not tested.
+        """Each method's rate: of those run on half A with the first seed, the best on what is not tested.
 
-        AdamW's is the one that takes in most; the others' those that take in most at equal forgetting of near facts
-        kept apart for this. A method that was run at one rate has that one.
+        AdamW's is the one that takes in most; the others' those that take in most where the NLL of the pieces of text
+        kept apart for this rises alike. A method that was run at one rate has that one.
         """
         seed = min(run["seed"] for run in self.records.runs)
         tried: dict[str, dict[float, Path]] = {}
@@ -79,75 +89,81 @@ class Findings:
                 tried.setdefault(run["method"], {})[run["lr"]] = self.scores.path([run], "dev")
         rates = {run["method"]: run["lr"] for run in reversed(self.records.runs)}
         if "adamw" in tried:
-            rates["adamw"] = max(tried["adamw"], key=lambda lr: tried["adamw"][lr].uptake[-1])
+            rates["adamw"] = max(tried["adamw"], key=lambda lr: tried["adamw"][lr].uptake.end[0])
             anchor = tried["adamw"][rates["adamw"]]
             for method in tried.keys() - {"adamw"}:
-                at = {lr: float(np.mean(uptake_at_levels(path, anchor)[0])) for lr, path in tried[method].items()}
+                at = {lr: _mean(uptake_at_levels(path, anchor, "text")[0]) for lr, path in tried[method].items()}
                 rates[method] = max(at, key=lambda lr: at[lr])
         return {method: rates[method] for method in METHODS if method in rates}
 
     def methods(self) -> Table:
-        """One row a method."""
-        header = ["method", "rate", "runs", "weights a step", "uptake", "near facts lost", "near still first"]
-        header += ["far facts lost", "WikiText", "new entities", "uptake at 25 / 50 / 75%", "ratio to AdamW"]
+        """One row a method: where its path ends."""
+        header = ["method", "rate", "runs", "weights a step", "uptake", "WikiText", "new entities"]
+        header += ["near facts lost", "near still first", "far facts lost"]
         rows = []
         for method, runs in self.runs.items():
             path = self.paths[method]
             far = [
                 np.mean(parts, axis=0) for parts in zip(*(self.scores.lost(run, "far") for run in runs), strict=True)
             ]
-            contrast = self._compare([method], ["adamw"])
-            shared = self._shared([method, "adamw"])
-            levels = uptake_at_levels(self._path(method, shared), self._path("adamw", shared)) if shared else None
-            rows.append(
-                [
-                    METHODS[method].about,
-                    f"{self.rates[method]:g}",
-                    str(len(runs)),
-                    f"{_mean(r['share'] for r in runs):.2f}",
-                ]
-                + [
-                    _with_interval(path.uptake[-1], path.uptakes[:, -1]),
-                    _with_interval(path.lost[-1], path.losts[:, -1]),
-                ]
-                + [f"{_mean(self._first(run) for run in runs):.0%}", _with_interval(*far)]
-                + [f"{_mean(self._guard(run, name) for run in runs):+.3f}" for name in ("wikitext", "entities")]
-                + [
-                    " / ".join(
-                        ("" if there else ">= ") + f"{u:.2f}" for u, there in zip(levels[0], levels[2], strict=True)
-                    )
-                    if levels
-                    else ""
-                ]
-                + [_ratio(contrast) if contrast and method != "adamw" else ""]
-            )
+            row = [METHODS[method].about, f"{self.rates[method]:g}", str(len(runs))]
+            row += [f"{_mean(r['share'] for r in runs):.2f}", _with_interval(*path.uptake.end)]
+            row += [_with_interval(*path.text.end), f"{_mean(self._entities(run) for run in runs):+.2f}"]
+            row += [_with_interval(*path.near.end), f"{_mean(self._first(run) for run in runs):.0%}"]
+            rows.append([*row, _with_interval(*far)])
         note = (
             "Scores are logs of the probability of the right answer among five, in nats; in brackets 95% intervals "
-            "over facts. Uptake: score gained on facts taught, less that on "
-            "held-out facts. Lost: score lost on facts to keep that are never traced. Still first: under both "
-            "phrasings. WikiText, new entities: change of the NLL a token. Uptake at a share of AdamW's forgetting; "
-            ">=: the method never forgets so much, so this is its uptake at its end. Ratio: of the mean of these, on "
-            "halves and seeds both ran."
+            "over facts or pieces of text. Uptake: score gained on facts taught, less that on held-out facts. "
+            "WikiText, new entities: rise of the NLL a token. Lost: score lost on facts to keep that are never traced. "
+            "Still first: under both phrasings."
         )
         return Table("What was learned and lost", header, rows, note)
+
+    def levels(self) -> Table:
+        """One row a method: what it takes in where it forgets as much as AdamW does on its way."""
+        header = ["method", "uptake at 25 / 50 / 75% of AdamW's rise on WikiText", "ratio to AdamW"]
+        header += ["at 25 / 50 / 75% of what AdamW loses of near facts", "ratio to AdamW"]
+        rows = []
+        for method in self.runs:
+            shared = self._shared([method, "adamw"])
+            row = [METHODS[method].about]
+            for measure in MEASURES:
+                contrast = self._compare([method], ["adamw"], measure)
+                if contrast is None:
+                    row += ["", ""]
+                    continue
+                paths = self._path(method, shared), self._path("adamw", shared)
+                found, _, there = uptake_at_levels(*paths, measure)
+                row.append(" / ".join(("" if t else ">= ") + f"{u:.2f}" for u, t in zip(found, there, strict=True)))
+                row.append(_ratio(contrast) if method != "adamw" else "")
+            rows.append(row)
+        note = (
+            "Ratio: of the means of the three, on halves and seeds both ran. >=: the method never forgets so much, so "
+            "this is its uptake at its end, and the ratio a lower bound."
+        )
+        return Table("What is taken in at equal forgetting", header, rows, note)
 
     def contrasts(self) -> Table:
         """The comparisons named beforehand, those whose runs are there."""
         found = [
-            (about, len(self._shared([*one, *other])), self._compare(one, other)) for about, one, other in CONTRASTS
+            (about, len(self._shared([*one, *other])), [self._compare(one, other, measure) for measure in MEASURES])
+            for about, one, other in CONTRASTS
         ]
-        there = [(about, count, comparison) for about, count, comparison in found if comparison is not None]
-        corrected = holm([comparison.p for _, _, comparison in there])
+        there = [(about, count, both) for about, count, both in found if both[0] is not None]
+        corrected = holm([text.p for _, _, (text, _) in there if text is not None])
         rows = [
-            [about, str(count), _ratio(comparison), f"{p:.3f}", "yes" if comparison.capped else ""]
-            for (about, count, comparison), p in zip(there, corrected, strict=True)
+            [about, str(count)]
+            + ([_ratio(text), f"{p:.3f}", "yes" if text.capped else ""] if text else [])
+            + ([_ratio(near), "yes" if near.capped else ""] if near else [])
+            for (about, count, (text, near)), p in zip(there, corrected, strict=True)
         ]
         note = (
-            "Ratio of uptakes at equal forgetting of near facts, above 1 where the first is better; 95% interval over "
-            "facts, p corrected by Holm for the comparisons shown. Bound: one of the two does not forget as much as "
+            "Ratio of uptakes at equal forgetting, above 1 where the first is better; 95% interval over facts and "
+            "texts, p corrected by Holm for the comparisons shown. Bound: one of the two does not forget as much as "
             "the highest level, and counts with what it took in."
         )
-        return Table("Named comparisons", ["comparison", "runs a side", "ratio", "p", "bound"], rows, note)
+        header = ["comparison", "runs a side", "ratio at equal WikiText", "p", "bound"]
+        return Table("Named comparisons", [*header, "ratio at equal loss of near facts", "bound"], rows, note)
 
     def costs(self) -> Table:
         """Time and memory of training, and the smaller measures."""
@@ -181,13 +197,13 @@ class Findings:
     def _path(self, method: str, cells: set[tuple[str, int]]) -> Path:
         return self.scores.path(run for run in self.runs[method] if (run["half"], run["seed"]) in cells)
 
-    def _compare(self, one: Sequence[str], other: Sequence[str]) -> Comparison | None:
+    def _compare(self, one: Sequence[str], other: Sequence[str], measure: Measure) -> Comparison | None:
         one, other = ([method for method in side if method in self.runs] for side in (one, other))
         shared = self._shared([*one, *other, "adamw"])
         if not one or not other or not shared:
             return None
         paths = [[self._path(method, shared) for method in side] for side in (one, other)]
-        return compare(paths[0], paths[1], self._path("adamw", shared))
+        return compare(paths[0], paths[1], self._path("adamw", shared), measure)
 
     def _tested(self) -> list[tuple[int, str]]:
         """Where the tested near facts stand in the lists of near facts, and which they are."""
@@ -206,8 +222,8 @@ class Findings:
         taught = zip(items, run["points"]["1.0"]["taught"], strict=True)
         return _mean(nll[0] < nll[-1] for item, nll in taught if item["old"])
 
-    def _guard(self, run: Row, name: str) -> float:
-        return float(run["end"][name] - self.records.starts[run["start"]][run["half"]][name])
+    def _entities(self, run: Row) -> float:
+        return float(run["end"]["entities"] - self.records.starts[run["start"]][run["half"]]["entities"])
 
     def _relearned(self, run: Row) -> float:
         """Score of the tested near facts below the start's, both after the reminder."""

@@ -55,20 +55,23 @@ def grouped(parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
 
 def fit(
     model: nn.Module,
-    sequences: Sequence[Example],
+    epochs: Sequence[Sequence[Example]],
     optimizer: Optimizer,
     settings: Settings,
     seed: int,
     after_step: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train; the order of the sequences depends on the seed alone. `after_step` is called after every step."""
-    steps = math.ceil(len(sequences) / settings.batch_size) * settings.epochs
+    """Train on the sequences of each epoch, in an order that depends on the seed alone.
+
+    `after_step` is called after every step.
+    """
+    steps = sum(math.ceil(len(sequences) / settings.batch_size) for sequences in epochs)
     warmup = math.ceil(WARMUP * steps)
     schedule = LambdaLR(optimizer, lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup)))
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     model.train()
-    for _ in range(settings.epochs):
+    for sequences in epochs:
         order = torch.randperm(len(sequences), generator=generator)
         for chosen in torch.split(order, settings.batch_size):
             ids, labels, attention = padded([sequences[int(i)] for i in chosen])

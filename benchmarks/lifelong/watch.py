@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 from torch.optim import Optimizer
 
-from benchmarks.lifelong.methods import Online, Scales
+from benchmarks.lifelong.rules import Online, Scales
 from localopt import LocalizedOptimizer
 from localopt.layers import partition
 
@@ -24,13 +24,10 @@ class Watch:
         self.optimizer = optimizer if isinstance(plan, Online) else None
         self.steps = 0
         layer_of = partition((name for name, _ in model.named_parameters()), "sublayer")
-        if isinstance(plan, Online):
-            self.scales = dict.fromkeys(layer_of.values(), 0.0)
-            self.share = 0.0
-        else:
-            sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-            self.scales = dict(plan)
-            self.share = sum(size for name, size in sizes.items() if plan[layer_of[name]] > 0) / sum(sizes.values())
+        everything = sum(parameter.numel() for parameter in model.parameters())
+        held = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
+        self.scales = dict.fromkeys(layer_of.values(), 0.0) if isinstance(plan, Online) else dict(plan)
+        self.share = 0.0 if isinstance(plan, Online) else held / everything
 
     def __call__(self) -> None:
         if not isinstance(self.optimizer, LocalizedOptimizer):

@@ -106,10 +106,9 @@ def write_data(folder: Path) -> Path:
     for relation, verb in {"P364": "filmed in", "P1303": "with", "P176": "of", "P178": "by", "P495": "from"}.items():
         things = [f"Model {verb[0]}{number}" for number in range(24)]
         triples(folder / "pararel", relation, f"[X] is {verb} [Y]", f"[X] was {verb} [Y]", things, TONGUES)
-    for name in ("wt2_valid.txt", "wt2_test.txt"):
-        (folder / name).write_text(
-            " \n = Rivers = \n \n A river has 1 @,@ 000 <unk> . \n \n = Lakes = \n \n A lake . \n"
-        )
+    text = " \n = Rivers = \n \n A river has 1 @,@ 000 <unk> . \n \n = Lakes = \n \n A lake . \n"
+    (folder / "wt2_valid.txt").write_text(text)
+    (folder / "wt2_test.txt").write_text(text + " \n A lake and a river meet in the town of the flood . \n" * 16)
     return folder
 
 

@@ -11,17 +11,18 @@ import torch
 
 from benchmarks.lifelong import prepare, report
 from benchmarks.lifelong.__main__ import main
-from benchmarks.lifelong.methods import METHODS, Case, layer_names, make_optimizer
+from benchmarks.lifelong.methods import METHODS, layer_names, make_optimizer
 from benchmarks.lifelong.norms import Norms
 from benchmarks.lifelong.passages import answers_in_passages, lessons
 from benchmarks.lifelong.records import Records, append
+from benchmarks.lifelong.rules import Case
 from benchmarks.lifelong.statistics import Scores
 from benchmarks.lifelong.sweep import FEW, cells
 from localopt.errors import InputError
 from localopt.models import load_model
 from tests.benchmarks.invented import save_learned_model, write_data
 
-METHODS_RUN = ["adamw", "fp-text", "online"]
+METHODS_RUN = ["adamw", "fp-text", "online", "fp-text-replay", "fp-text-lora", "pull"]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def lines(out: Path) -> list[dict[str, object]]:
 
 def test_every_method_is_run_on_both_halves_and_each_run_is_a_line(out: Path) -> None:
     rows = lines(out)
-    assert [row["kind"] for row in rows] == ["exam", "start"] + ["run"] * 6
+    assert [row["kind"] for row in rows] == ["exam", "start"] + ["run"] * 12
     assert [(row["method"], row["half"]) for row in rows[2:]] == [(m, half) for half in "AB" for m in METHODS_RUN]
     assert {row["start"] for row in rows[2:]} == {rows[1]["id"]}
 
@@ -77,8 +78,8 @@ def test_training_teaches_and_the_way_back_leads_to_the_start(out: Path) -> None
     records = Records.read([out / "runs.jsonl"])
     scores_of = Scores(records, draws=2)
     path = scores_of.path(run for run in records.runs if run["method"] == "adamw")
-    assert 0 < abs(path.uptake[1]) < abs(path.uptake[-1])
-    assert 0 < abs(path.lost[1]) < abs(path.lost[-1])
+    for curve in (path.uptake, path.near, path.text):
+        assert curve.mean[0] == 0 < abs(curve.mean[1]) < abs(curve.mean[-1])
 
 
 def test_a_sweep_that_was_killed_goes_on_where_it_was(out: Path, prepared: Path, model: Path, tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_the_page_needs_nothing_beside_it_and_says_what_was_run(
 ) -> None:
     report.main([str(out / "runs.jsonl"), "--out", str(tmp_path)])
     page = (tmp_path / "lifelong.html").read_text()
-    assert "6 runs" in page
+    assert "12 runs" in page
     assert 'src="data:image/png;base64,' in page
     assert "http" not in page
     for method in METHODS_RUN:

@@ -22,11 +22,15 @@ from torch.optim import AdamW
 
 from benchmarks import contenders
 from benchmarks.contenders import Contender
+from benchmarks.launches import calls
+from benchmarks.memory import growth
 from benchmarks.stamp import stamp
 from benchmarks.timing import Timing, bandwidth, interleave
 from benchmarks.workloads import CONFIGS, Workload, of_layers, of_model
+from localopt.norms import layer_norms, reference_layer_norms, segments
 
 SHARES = (1.0, 0.5, 0.3, 0.1)
+WATCHED = 0.5  # the share at which memory and calls are looked at
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console()
@@ -78,12 +82,29 @@ def time_model(
         timings = interleave(entered, rounds, title=f"{name}, {share:g} of the parameters")
         shares[share] = {"share": true_share, "timings": {key: one.as_dict() for key, one in timings.items()}}
         shares[share]["ratios"] = _ratios(timings, true_share)
-    console.print(_share_table(name, workload, shares, rates))
+        if share == WATCHED:
+            shares[share]["memory"] = {one.name: growth(one.step, device) for one in entered}
+            shares[share]["calls"] = {one.name: calls(one.step, workload.noise.device) for one in entered}
+    error = norm_error(workload)
+    console.print(_share_table(name, workload, shares, rates, error))
+    console.print(_watched_table(name, shares[WATCHED]))
     others: dict[str, Any] = {}
     if not core:
         others = _others(workload, inner, rounds)
         console.print(_others_table(name, others))
-    return {"parameters": workload.elements, "layers": len(workload.layers), "shares": shares, "others": others}
+    found = {"parameters": workload.elements, "layers": len(workload.layers), "norm error": error}
+    return found | {"shares": shares, "others": others}
+
+
+def norm_error(workload: Workload) -> float:
+    """The largest relative error of a layer's norm, against one taken in float64."""
+    workload.restore_gradients()
+    names = workload.layers
+    layer_of = [names.index(layer) for layer in workload.layer_of.values()]
+    gradients = [parameter.grad for parameter in workload.parameters.values()]
+    norms = layer_norms(gradients, segments(layer_of, len(names), workload.noise.device)).cpu().double()
+    exact = reference_layer_norms(gradients, layer_of, len(names))
+    return ((norms - exact).abs() / exact).max().item()
 
 
 def _ratios(timings: dict[str, Timing], share: float) -> dict[str, Any]:
@@ -101,7 +122,9 @@ def _ratios(timings: dict[str, Timing], share: float) -> dict[str, Any]:
     }
 
 
-def _share_table(name: str, workload: Workload, shares: dict[float, Any], rates: dict[str, float]) -> Table:
+def _share_table(
+    name: str, workload: Workload, shares: dict[float, Any], rates: dict[str, float], error: float
+) -> Table:
     nbytes = sum(p.numel() * p.element_size() for p in workload.parameters.values())
     medians = {key: statistics.median(one["seconds"]) for key, one in shares[SHARES[0]]["timings"].items()}
     bare, norms = medians["AdamW fused"], medians["norms"]
@@ -110,7 +133,8 @@ def _share_table(name: str, workload: Workload, shares: dict[float, Any], rates:
         caption=(
             f"Medians (quartiles) of ratios. Fused AdamW: {bare * 1e3:.1f} ms, {7 * nbytes / bare / 1e9:.0f} GB/s. "
             f"Norms: {norms * 1e3:.1f} ms, {nbytes / norms / 1e9:.0f} GB/s, {nbytes / norms / rates['read']:.0%} of "
-            f"the read bandwidth; this machine reads {rates['read'] / 1e9:.0f}, copies {rates['copy'] / 1e9:.0f} GB/s."
+            f"the read bandwidth, error {error:.0e}; this machine reads {rates['read'] / 1e9:.0f}, copies "
+            f"{rates['copy'] / 1e9:.0f} GB/s."
         ),
     )
     table.add_column("share updated")
@@ -126,6 +150,17 @@ def _share_table(name: str, workload: Workload, shares: dict[float, Any], rates:
             f"{ratios['its floor by bytes']:.2f}",
             _shown(ratios["fixed / AdamW on the chosen"]),
         )
+    return table
+
+
+def _watched_table(name: str, entry: dict[str, Any]) -> Table:
+    table = Table(title=f"{name}: one warm step at {entry['share']:.2f} of the parameters")
+    for column in ("contender", "memory above that before it", "kernel launches", "waits for the device"):
+        table.add_column(column, justify="left" if column == "contender" else "right")
+    for contender, grown in entry["memory"].items():
+        counted = entry["calls"][contender] or {"launches": "not measured", "waits": "not measured"}
+        memory = "not measured" if grown is None else f"{grown / 1e6:.1f} MB"
+        table.add_row(contender, memory, str(counted["launches"]), str(counted["waits"]))
     return table
 
 

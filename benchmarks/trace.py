@@ -14,11 +14,8 @@ what the model takes.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import multiprocessing
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -32,6 +29,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.memory import growth
 from benchmarks.stamp import stamp, summary
 from localopt.ghost import Batched
 from localopt.layers import partition
@@ -143,25 +141,7 @@ def peak_bytes(way: str, work: Workload) -> int | None:
     torch.set_num_threads(work.threads)
     model, batch = prepared(work)
     with borrowed(model):
-        run = runner(way, model, batch)
-        if work.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            run()
-            return torch.cuda.max_memory_allocated() - before
-        if sys.platform != "linux":
-            return None
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-        before = _status("VmRSS")
-        run()
-        return _status("VmHWM") - before
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+        return growth(runner(way, model, batch), work.device)
 
 
 def show(result: dict[str, Any]) -> None:

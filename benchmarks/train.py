@@ -7,8 +7,11 @@ python -m benchmarks.train --smoke         seconds, for CI
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,8 +23,9 @@ from torch.optim import AdamW
 from transformers import AutoModelForCausalLM
 
 from benchmarks.contenders import Chosen
+from benchmarks.memory import growth
 from benchmarks.stamp import stamp
-from benchmarks.timing import once, rounds_of
+from benchmarks.timing import rounds_of
 from benchmarks.workloads import CONFIGS, spread
 from localopt import Fixed, LocalizedOptimizer
 from localopt.layers import locate, partition
@@ -62,12 +66,28 @@ class Run:
             rates = Fixed({name: (i + 1) / len(names) for i, name in enumerate(names)})
             self.optimizer = LocalizedOptimizer(self.optimizer, self.model, rates)
 
-    def step(self) -> None:
+    def forward(self) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            loss = self.model(input_ids=self.ids, labels=self.ids).loss
-        loss.backward()
+            loss: torch.Tensor = self.model(input_ids=self.ids, labels=self.ids).loss
+        return loss
+
+    def update(self) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def step(self) -> None:
+        self.forward().backward()
+        self.update()
+
+    def timed(self) -> tuple[float, float, float]:
+        """Seconds of the forward pass, the backward pass and the update of one step."""
+        begun = time.perf_counter()
+        loss = self.forward()
+        read = time.perf_counter()
+        loss.backward()
+        known = time.perf_counter()
+        self.update()
+        return read - begun, known - read, time.perf_counter() - known
 
 
 @app.command()
@@ -87,18 +107,29 @@ def main(
         print(json.dumps(_peak_memory(memory_of, size, batch)))
         return
     runs = {method: Run(method, size, batch) for method in METHODS}
-    cpu = torch.device("cpu")
-    seconds = rounds_of(
-        {method: lambda run=run: once(run.step, cpu) for method, run in runs.items()}, 1 if smoke else rounds
-    )
+    parts: dict[str, list[tuple[float, float, float]]] = {method: [] for method in METHODS}
+
+    def step(method: str) -> float:
+        parts[method].append(runs[method].timed())
+        return sum(parts[method][-1])
+
+    seconds = rounds_of({method: partial(step, method) for method in METHODS}, 1 if smoke else rounds)
     shares = {method: run.share for method, run in runs.items()}
-    del runs
+    runs.clear()  # the memory of each is measured in a process of its own
     memory = {method: _in_a_process(method, size, smoke) for method in METHODS}
     table = Table(
         title=f"{size}, batch {batch[0]} x {batch[1]}, bf16 autocast: one training step",
         caption="; ".join(f"{method}: {label}" for method, label in METHODS.items()),
     )
-    for column in ("method", "trained", "time / AdamW", "seconds", "memory / AdamW", "peak above weights"):
+    columns = (
+        "method",
+        "trained",
+        "time / AdamW",
+        "forward + backward + step, s",
+        "memory / AdamW",
+        "peak above weights",
+    )
+    for column in columns:
         table.add_column(column, justify="left" if column == "method" else "right")
     figures: dict[str, Any] = {}
     for method, label in METHODS.items():
@@ -113,7 +144,9 @@ def main(
             "bytes above weights": memory[method],
         }
         spread = f"{ratio[0]:.2f} ({ratio[1]:.2f}-{ratio[2]:.2f})"
-        row = (f"{shares[method]:.0%}", spread, f"{seconds[method].median:.2f}", f"{space:.2f}")
+        medians = [statistics.median(column) for column in zip(*parts[method][1:], strict=True)]
+        figures[method]["forward, backward, step"] = medians
+        row = (f"{shares[method]:.0%}", spread, " + ".join(f"{part:.2f}" for part in medians), f"{space:.2f}")
         table.add_row(method, *row, f"{memory[method] / 1e6:.0f} MB")
     console.print(table)
     if json_file is not None:
@@ -130,17 +163,10 @@ def _in_a_process(method: str, size: str, smoke: bool) -> int:
 def _peak_memory(method: str, size: str, batch: tuple[int, int]) -> int:
     """Bytes the process grew to in three training steps, above what it had with the model loaded."""
     run = Run(method, size, batch)
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak so far is forgotten
-    loaded = _resident("VmRSS")
-    for _ in range(3):
-        run.step()
-    return _resident("VmHWM") - loaded
-
-
-def _resident(field: str) -> int:
-    # Not getrusage: its peak is inherited from the process that started this one.
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+    grown = growth(lambda: [run.step() for _ in range(3)])
+    if grown is None:
+        raise SystemExit("the memory of a training run can be measured on Linux only")
+    return grown
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from benchmarks.lifelong.replay import Replay, replayed
 from benchmarks.lifelong.rules import Case
 from benchmarks.lifelong.start import Weights, place
 from benchmarks.lifelong.training import Settings, fit, grouped
-from benchmarks.lifelong.watch import Watch, peak_mb, reset_peak
+from benchmarks.lifelong.watch import Watch
+from benchmarks.memory import peak, reset_peak
 from localopt.probes import Example, encode
 
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the way from the start to the end
@@ -74,7 +75,7 @@ class Bench:
             reset_peak()
             began, busy = time.perf_counter(), time.process_time()
             fit(trained, epochs, optimizer, self.settings, cell.seed, watch)
-            seconds, cpu_seconds, peak = time.perf_counter() - began, time.process_time() - busy, peak_mb()
+            seconds, cpu_seconds, most = time.perf_counter() - began, time.process_time() - busy, peak()
         record: Row = {
             "method": cell.method,
             "lr": cell.lr,
@@ -82,7 +83,7 @@ class Bench:
             "seed": cell.seed,
             "train_seconds": round(seconds, 1),
             "train_cpu_seconds": round(cpu_seconds, 1),
-            "train_peak_mb": peak,
+            "train_peak_mb": None if most is None else round(most / 2**20, 1),
             "share": round(watch.share, 4),
             "scales": [round(watch.scales[layer], 4) for layer in case.layers],
         }

@@ -32,6 +32,7 @@ CONTRASTS: tuple[tuple[str, Sequence[str], Sequence[str]], ...] = (
     ("tracing against text, or random layers as many", ("fp-text",), RANDOM),
     ("tracing against text, or the deep half", ("fp-text",), ("deep",)),
     ("tracing against text, or AdamW", ("fp-text",), ("adamw",)),
+    ("random layers, or AdamW", RANDOM, ("adamw",)),
     ("tracing against text, or the layers it freezes", ("fp-text",), ("inverted",)),
     ("tracing against facts to keep, or against text", ("fp-kept",), ("fp-text",)),
     ("tracing against facts to keep, or AdamW", ("fp-kept",), ("adamw",)),
@@ -43,6 +44,10 @@ CONTRASTS: tuple[tuple[str, Sequence[str], Sequence[str]], ...] = (
     ("ALR, or a uniform rate of the same mean", ("alr-text",), ("uniform",)),
     ("online, or traced beforehand", ("online",), ("fp-text",)),
     ("online, or AdamW", ("online",), ("adamw",)),
+    ("with text replayed: tracing, or AdamW", ("fp-text-replay",), ("replay-text",)),
+    ("with text replayed: the deep half, or AdamW", ("deep-replay",), ("replay-text",)),
+    ("LoRA on traced layers, or on all", ("fp-text-lora",), ("lora",)),
+    ("with a pull to the start: tracing, or AdamW", ("fp-text-pull",), ("pull",)),
 )
 
 
@@ -66,6 +71,8 @@ class Findings:
             raise InputError("there is no run of adamw yet, and every method is compared with it: run that first.")
         self.records = records
         self.scores = Scores(records)
+        first = next(run["lr"] for run in records.runs if run["method"] == "adamw")
+        self.anchor = [run for run in records.runs if (run["method"], run["lr"]) == ("adamw", first)]
         self.rates = self._rates()
         self.runs: dict[str, list[Row]] = {
             method: [run for run in records.runs if (run["method"], run["lr"]) == (method, rate)]
@@ -79,8 +86,8 @@ class Findings:
     def _rates(self) -> dict[str, float]:
         """Each method's rate: of those run on half A with the first seed, the best on what is not tested.
 
-        AdamW's is the one that takes in most; the others' those that take in most where the NLL of the pieces of text
-        kept apart for this rises alike. A method that was run at one rate has that one.
+        That is the one that takes in most where the NLL of the pieces of text kept apart for this rises alike. A method
+        that was run at one rate has that one.
         """
         seed = min(run["seed"] for run in self.records.runs)
         tried: dict[str, dict[float, Path]] = {}
@@ -88,11 +95,11 @@ class Findings:
             if (run["half"], run["seed"]) == ("A", seed):
                 tried.setdefault(run["method"], {})[run["lr"]] = self.scores.path([run], "dev")
         rates = {run["method"]: run["lr"] for run in reversed(self.records.runs)}
-        if "adamw" in tried:
-            rates["adamw"] = max(tried["adamw"], key=lambda lr: tried["adamw"][lr].uptake.end[0])
-            anchor = tried["adamw"][rates["adamw"]]
-            for method in tried.keys() - {"adamw"}:
-                at = {lr: _mean(uptake_at_levels(path, anchor, "text")[0]) for lr, path in tried[method].items()}
+        anchors = [run for run in self.anchor if (run["half"], run["seed"]) == ("A", seed)]
+        if anchors:
+            anchor = self.scores.path(anchors, "dev")
+            for method, paths in tried.items():
+                at = {lr: _mean(uptake_at_levels(path, anchor, "text")[0]) for lr, path in paths.items()}
                 rates[method] = max(at, key=lambda lr: at[lr])
         return {method: rates[method] for method in METHODS if method in rates}
 
@@ -121,42 +128,43 @@ class Findings:
 
     def levels(self) -> Table:
         """One row a method: what it takes in where it forgets as much as AdamW does on its way."""
-        header = ["method", "uptake at 25 / 50 / 75% of AdamW's rise on WikiText", "ratio to AdamW"]
+        header = ["method", "rate", "uptake at 25 / 50 / 75% of AdamW's rise on WikiText", "ratio to AdamW"]
         header += ["at 25 / 50 / 75% of what AdamW loses of near facts", "ratio to AdamW"]
         rows = []
         for method in self.runs:
-            shared = self._shared([method, "adamw"])
-            row = [METHODS[method].about]
+            row = [METHODS[method].about, f"{self.rates[method]:g}"]
             for measure in MEASURES:
                 contrast = self._compare([method], ["adamw"], measure)
                 if contrast is None:
                     row += ["", ""]
                     continue
-                paths = self._path(method, shared), self._path("adamw", shared)
-                found, _, there = uptake_at_levels(*paths, measure)
+                cells = self._shared([method])
+                found, _, there = uptake_at_levels(self._path(method, cells), self._anchor(cells), measure)
                 row.append(" / ".join(("" if t else ">= ") + f"{u:.2f}" for u, t in zip(found, there, strict=True)))
                 row.append(_ratio(contrast) if method != "adamw" else "")
             rows.append(row)
         note = (
-            "Ratio: of the means of the three, on halves and seeds both ran. >=: the method never forgets so much, so "
-            "this is its uptake at its end, and the ratio a lower bound."
+            f"AdamW's rise and loss: those of its end at a rate of {self.anchor[0]['lr']:g}; empty where it loses "
+            "nothing for certain. Rates were chosen on half A, by the rise on other pieces of WikiText. Ratio: of the "
+            "means of the three, on halves and seeds both ran. >=: the method never forgets so much, so this is its "
+            "uptake at its end."
         )
         return Table("What is taken in at equal forgetting", header, rows, note)
 
     def contrasts(self) -> Table:
         """The comparisons named beforehand, those whose runs are there."""
-        found = [
-            (about, len(self._shared([*one, *other])), [self._compare(one, other, measure) for measure in MEASURES])
-            for about, one, other in CONTRASTS
-        ]
-        there = [(about, count, both) for about, count, both in found if both[0] is not None]
-        corrected = holm([text.p for _, _, (text, _) in there if text is not None])
-        rows = [
-            [about, str(count)]
-            + ([_ratio(text), f"{p:.3f}", "yes" if text.capped else ""] if text else [])
-            + ([_ratio(near), "yes" if near.capped else ""] if near else [])
-            for (about, count, (text, near)), p in zip(there, corrected, strict=True)
-        ]
+        rows: list[list[str]] = []
+        values: list[float] = []
+        for about, one, other in CONTRASTS:
+            both = [self._compare(one, other, measure) for measure in MEASURES]
+            if any(both):
+                held = [method for method in [*one, *other] if method in self.runs]
+                rows.append([about, str(len(self._shared(held)))])
+                for found in both:
+                    rows[-1] += [_ratio(found), "yes" if found.capped else ""] if found else ["", ""]
+                values.append(both[0].p if both[0] else 1.0)
+        for row, p in zip(rows, holm(values), strict=True):
+            row.insert(3, f"{p:.3f}")
         note = (
             "Ratio of uptakes at equal forgetting, above 1 where the first is better; 95% interval over facts and "
             "texts, p corrected by Holm for the comparisons shown. Bound: one of the two does not forget as much as "
@@ -190,20 +198,25 @@ class Findings:
         return Table("Costs and smaller measures", header, rows, note)
 
     def _shared(self, methods: Sequence[str]) -> set[tuple[str, int]]:
-        """(half, seed) that all of these methods ran, those that did not run at all left out."""
-        cells = [{(run["half"], run["seed"]) for run in self.runs[m]} for m in methods if m in self.runs]
-        return set.intersection(*cells) if cells else set()
+        """(half, seed) that all of these methods ran, and AdamW at the rate that sets the levels."""
+        return set.intersection(*map(_cells, [self.anchor, *(self.runs[method] for method in methods)]))
 
     def _path(self, method: str, cells: set[tuple[str, int]]) -> Path:
         return self.scores.path(run for run in self.runs[method] if (run["half"], run["seed"]) in cells)
 
+    def _anchor(self, cells: set[tuple[str, int]]) -> Path:
+        return self.scores.path(run for run in self.anchor if (run["half"], run["seed"]) in cells)
+
     def _compare(self, one: Sequence[str], other: Sequence[str], measure: Measure) -> Comparison | None:
+        """None where runs are missing, or AdamW does not certainly forget by this measure: there is no level then."""
         one, other = ([method for method in side if method in self.runs] for side in (one, other))
-        shared = self._shared([*one, *other, "adamw"])
-        if not one or not other or not shared:
+        if not one or not other or not (shared := self._shared([*one, *other])):
+            return None
+        anchor = self._anchor(shared)
+        if interval(getattr(anchor, measure).end[1])[0] <= 0:
             return None
         paths = [[self._path(method, shared) for method in side] for side in (one, other)]
-        return compare(paths[0], paths[1], self._path("adamw", shared), measure)
+        return compare(paths[0], paths[1], anchor, measure)
 
     def _tested(self) -> list[tuple[int, str]]:
         """Where the tested near facts stand in the lists of near facts, and which they are."""
@@ -229,6 +242,10 @@ class Findings:
         """Score of the tested near facts below the start's, both after the reminder."""
         start = self.records.starts[run["start"]]["relearned"]
         return self.scores.fallen(run, run["relearned"], "near")[0] - self.scores.fallen(run, start, "near")[0]
+
+
+def _cells(runs: Sequence[Row]) -> set[tuple[str, int]]:
+    return {(run["half"], run["seed"]) for run in runs}
 
 
 def _mean(values: Any) -> float:

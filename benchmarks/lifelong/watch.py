@@ -1,10 +1,6 @@
-"""What a run did besides learning: which layers its steps updated, and how much memory it took."""
+"""Which layers the steps of a run updated."""
 
 from __future__ import annotations
-
-import ctypes
-from contextlib import suppress
-from pathlib import Path
 
 from torch import nn
 from torch.optim import Optimizer
@@ -38,20 +34,3 @@ class Watch:
         updated = set(report.updated)
         for layer, mean in self.scales.items():
             self.scales[layer] = mean + ((layer in updated) - mean) / self.steps
-
-
-def reset_peak() -> None:
-    """Forget the process's memory peak so far (Linux; elsewhere nothing happens and there is no peak)."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed but not given back would count
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_mb() -> float | None:
-    """The most memory the process held since then, in MB."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((round(int(line.split()[1]) / 1024, 1) for line in lines if line.startswith("VmHWM")), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.lifelong.candidates import Question, answer_losses, plant
 from benchmarks.lifelong.passages import SPLITS
+from localopt.errors import InputError
 from localopt.evaluate import span_losses
 from localopt.probes import encode, encode_text, read_corpus, read_probes
 from localopt.textfiles import json_lines
@@ -51,16 +53,48 @@ class Item:
         return cls(**{**{name: row[name] for name in cls.__dataclass_fields__}, "answers": tuple(row["answers"])})
 
 
+def masked(item: Item) -> Item:
+    """The item with digests for its texts, which are other people's: enough to tell items apart, and to find them."""
+    return replace(
+        item, fact=_digest(item.fact), prompt=_digest(item.prompt), answers=tuple(map(_digest, item.answers))
+    )
+
+
+def unmasked(items: Sequence[Item], candidates: Sequence[Item]) -> list[Item]:
+    """The items with their texts, which are looked up among those of the candidates.
+
+    Raises:
+        InputError: one is not there.
+    """
+    known = {(item.part, item.split, _digest(item.prompt)): item for item in candidates}
+    found = []
+    for item in items:
+        of = known.get((item.part, item.split, item.prompt))
+        texts = {} if of is None else {_digest(answer): answer for answer in of.answers}
+        if of is None or not texts.keys() >= set(item.answers):
+            raise InputError(
+                f"a question of the sweep ({item.part}, {item.prompt}) is not in the prepared files: were "
+                "they made again from other data?"
+            )
+        found.append(replace(item, fact=of.fact, prompt=of.prompt, answers=tuple(texts[a] for a in item.answers)))
+    return found
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 class Exam:
     """The questions, tokenized once; the guards.
 
     Args:
-        items: the questions of an exam that was settled before; None for all that the prepared files allow for.
+        items: the questions of an exam that was settled before, masked; None for all that the prepared files allow for.
     """
 
     def __init__(self, prepared: Path, tokenizer: PreTrainedTokenizerBase, items: list[Item] | None = None) -> None:
         self.tokenizer = tokenizer
-        self._ask_about(_candidates(prepared) if items is None else items)
+        candidates = _candidates(prepared)
+        self._ask_about(candidates if items is None else unmasked(items, candidates))
         pieces = encode_text(read_corpus(prepared / "wikitext.txt"), tokenizer, TEXT_LENGTH)
         whole = [piece for piece in pieces if len(piece["input_ids"]) == TEXT_LENGTH]
         self.texts = _spread(whole or pieces, TEXTS)

@@ -11,6 +11,7 @@ than rounding explains (`SAME_START`); every run is compared with the start it h
 from __future__ import annotations
 
 import json
+import lzma
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,17 @@ class Records:
 
     @classmethod
     def read(cls, files: list[Path]) -> Records:
-        """Read one file, or several of one exam. A last line that was cut off by a kill is left out.
+        """Read one file, or several of one exam; a name that ends in .xz is that of a packed one.
+
+        A last line that was cut off by a kill is left out.
 
         Raises:
             InputError: not such a file, or files of different exams.
         """
         found = cls()
         for file in files:
-            for number, line in enumerate(lines := file.read_text(encoding="utf-8").split("\n"), 1):
+            data = lzma.decompress(file.read_bytes()) if file.suffix == ".xz" else file.read_bytes()
+            for number, line in enumerate(lines := data.decode().split("\n"), 1):
                 try:
                     row = json.loads(line) if line else {}
                     found.add(row)

@@ -14,7 +14,7 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -66,9 +66,8 @@ def measure(prepared: Path, name: str, file: Path) -> dict[str, object]:
     sets = Norms(Path(), prepared, model, tokenizer, Settings().length, lambda: None)
     examples = {kind: sets.examples(f"{kind}{MOST}") for kind in ("A", "B", "text", "kept")}
     norms: dict[str, Tensor] = {}
-    for kind, some in examples.items():
-        shown = track(some, f"norms of {kind}", console=Console(stderr=True), transient=True)
-        layers, norms[kind] = each(model, shown)
+    for kind, some in track(examples.items(), "norms", console=Console(stderr=True), transient=True):
+        layers, norms[kind] = each(model, some)
     rows = []
     for half in ("A", "B"):
         for reference in ("text", "kept"):
@@ -83,10 +82,15 @@ def measure(prepared: Path, name: str, file: Path) -> dict[str, object]:
     return {"stamp": stamp(), "sizes": {kind: len(some) for kind, some in examples.items()}, "rows": rows}
 
 
-def each(model: torch.nn.Module, examples: Iterable[Example]) -> tuple[tuple[str, ...], Tensor]:
+def each(model: torch.nn.Module, examples: Sequence[Example]) -> tuple[tuple[str, ...], Tensor]:
     """The layers, and the norms (N, L) of every example."""
-    found = [trace_layers(model, [example], [example]) for example in examples]
-    return found[0].layers, torch.stack([trace.probe_norms for trace in found])
+    found: list[Tensor] = []
+    layers: tuple[str, ...] = ()
+    for i in range(0, len(examples), 2):  # a trace measures two sets: here of one example each
+        two = trace_layers(model, examples[i : i + 1], examples[i : i + 2][-1:], batch_size=1)
+        layers = two.layers
+        found += [two.probe_norms, two.reference_norms]
+    return layers, torch.stack(found[: len(examples)])
 
 
 def draw(layers: tuple[str, ...], news: Tensor, kept: Tensor, size: int, rng: random.Random) -> LayerTrace:

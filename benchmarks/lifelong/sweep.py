@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.lifelong.exam import Exam, Item
+from benchmarks.lifelong.exam import Exam, Item, masked
 from benchmarks.lifelong.methods import layer_names
 from benchmarks.lifelong.norms import Norms
 from benchmarks.lifelong.passages import SPLITS
@@ -89,7 +89,9 @@ def _begin(bench: Bench, identity: str, inputs: Row, records: Records, file: Pat
     losses = bench.ask(range(len(exam.items)))
     if records.exam is None:
         losses = exam.settle(losses)
-        items = [asdict(item) | {"tokens": tree.tokens} for item, tree in zip(exam.items, exam.trees, strict=True)]
+        items = [
+            asdict(masked(item)) | {"tokens": tree.tokens} for item, tree in zip(exam.items, exam.trees, strict=True)
+        ]
         about = {"layers": layer_names(bench.model), "texts": exam.text_splits, "items": items}
         records.add({"kind": "exam", "inputs": inputs, **about})
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from benchmarks.lifelong import prepare, report
 from benchmarks.lifelong.__main__ import main
+from benchmarks.lifelong.exam import Exam, Item, masked, unmasked
 from benchmarks.lifelong.methods import METHODS, layer_names, make_optimizer
 from benchmarks.lifelong.norms import Norms
 from benchmarks.lifelong.passages import answers_in_passages, lessons
@@ -202,3 +204,20 @@ def test_every_passage_is_cut_so_that_its_answer_is_in_it(prepared: Path, model:
             (begin, end), text = probe.span[0], tokenizer.decode(lesson["input_ids"])
             assert len(lesson["input_ids"]) <= length
             assert probe.text[begin:end].split()[-1] in text
+
+
+def test_the_file_of_a_sweep_holds_no_text_of_others_and_its_questions_are_found_again(
+    out: Path, prepared: Path, model: Path
+) -> None:
+    _, tokenizer = load_model(str(model))
+    everything = Exam(prepared, tokenizer).items
+    text = (out / "runs.jsonl").read_text()
+    assert not any(item.prompt in text for item in everything)
+    records = Records.read([out / "runs.jsonl"])
+    assert records.exam is not None
+    rows = [Item.restored(row) for row in records.exam["items"]]
+    again = Exam(prepared, tokenizer, rows).items
+    assert [masked(item) for item in again] == rows
+    assert {item.prompt for item in again} <= {item.prompt for item in everything}
+    with pytest.raises(InputError, match="is not in the prepared files"):
+        unmasked([replace(rows[0], prompt="0")], everything)

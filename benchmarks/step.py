@@ -83,8 +83,12 @@ def time_model(
         shares[share] = {"share": true_share, "timings": {key: one.as_dict() for key, one in timings.items()}}
         shares[share]["ratios"] = _ratios(timings, true_share)
         if share == WATCHED:
-            shares[share]["memory"] = {one.name: growth(one.step, device) for one in entered}
-            shares[share]["calls"] = {one.name: calls(one.step, workload.noise.device) for one in entered}
+            shares[share]["memory"], shares[share]["calls"] = {}, {}
+            for one in entered:
+                workload.restore_gradients(one.only)
+                shares[share]["memory"][one.name] = growth(one.step, device)
+                workload.restore_gradients(one.only)
+                shares[share]["calls"][one.name] = calls(one.step, workload.noise.device)
     error = norm_error(workload)
     console.print(_share_table(name, workload, shares, rates, error))
     console.print(_watched_table(name, shares[WATCHED]))

@@ -66,14 +66,14 @@ def unmasked(items: Sequence[Item], candidates: Sequence[Item]) -> list[Item]:
     Raises:
         InputError: one is not there.
     """
-    known = {(item.part, item.split, _digest(item.prompt)): item for item in candidates}
+    known = {(item.part, item.split, _digest(item.fact), item.phrasing): item for item in candidates}
     found = []
     for item in items:
-        of = known.get((item.part, item.split, item.prompt))
+        of = known.get((item.part, item.split, item.fact, item.phrasing))
         texts = {} if of is None else {_digest(answer): answer for answer in of.answers}
         if of is None or not texts.keys() >= set(item.answers):
             raise InputError(
-                f"a question of the sweep ({item.part}, {item.prompt}) is not in the prepared files: were "
+                f"a question of the sweep ({item.part}, {item.fact}) is not in the prepared files: were "
                 "they made again from other data?"
             )
         found.append(replace(item, fact=of.fact, prompt=of.prompt, answers=tuple(texts[a] for a in item.answers)))

@@ -24,16 +24,18 @@ from benchmarks.lifelong.rules import (
     loudest,
     matched,
     online,
+    redrawn,
     relative,
     rescaled,
     uniform,
     without_embedding,
     worth,
+    worthwhile,
 )
 from benchmarks.lifelong.training import grouped
 from localopt import LocalizedOptimizer
 from localopt.layers import partition
-from localopt.peers import Cyclic, HighestSNR, LayerDecay, RandomLayers
+from localopt.peers import Cyclic, HighestSNR, LayerDecay
 from localopt.policies import AboveMean, Fixed
 
 
@@ -87,13 +89,15 @@ METHODS: dict[str, Entry] = {
     "fp-text-lora": Entry("LoRA on the layers of TGL+FP against text", _TEXT, **_LORA),  # type: ignore[arg-type]
     "pull": Entry("AdamW, pulled to the start", everything, pull=_PULL),
     "fp-text-pull": Entry("TGL+FP against text, pulled to the start", _TEXT, pull=_PULL),
-    "lisa": Entry("LISA: an eighth of the layers, drawn anew every 2 steps", online(lambda: RandomLayers(0.125, 2))),
-    "half": Entry("half fine-tuning: half of the layers, drawn anew every epoch", online(lambda: RandomLayers(0.5, 8))),
-    "badam": Entry("BAdam: a layer at a time", online(lambda: Cyclic(every=1))),
+    "lisa": Entry("LISA: an eighth of the layers, drawn anew every 2 steps", redrawn(0.125, 2)),
+    "half": Entry("half fine-tuning: half of the layers, drawn anew every epoch", redrawn(0.5, 8)),
+    "badam": Entry("BAdam: a layer at a time, in random order", online(lambda: Cyclic(every=1, order="random"))),
     "spectrum": Entry("Spectrum: half of the layers, by their weights", online(lambda: HighestSNR(0.5))),
     "decay": Entry("rates that fall by 0.9 a block towards the input", online(lambda: LayerDecay(0.9))),
     # The search for a better rule.
     "worth-text": Entry("rates by gain over damage to text", worth("text")),
+    "worth-text-replay": Entry("rates by gain over damage to text, text replayed", worth("text"), replay="text"),
+    "worth-fp": Entry("layers with gain over damage to text above the mean", worthwhile("text")),
     "worth-kept": Entry("rates by gain over damage to facts to keep", worth("kept")),
     "careful-text": Entry("rates N_new / N_text^2, clipped to [.1, 1]", careful("text")),
     "careful": Entry("rates N_new / N_K^2, clipped to [.1, 1]", careful("kept")),

@@ -2,7 +2,7 @@
 
 - `exam`: what is asked, and of which start and data; the first line.
 - `start`: the weights a machine starts from, and what they score; each run names its own.
-- `run`: one method at one rate, on one half with one seed.
+- `run`: one method at one rate, on one half with one seed. One that diverged has no `points`.
 
 A start that is made again on another machine differs by rounding. It joins a file when its answers do not differ more
 than rounding explains (`SAME_START`); every run is compared with the start it had.
@@ -20,6 +20,8 @@ from localopt.errors import InputError
 
 SAME_START = 0.1  # nats: root mean square difference of the answers' NLL a token, of two starts that count as one
 
+CELL = ("method", "lr", "half", "seed")
+
 Row = dict[str, Any]
 
 
@@ -30,6 +32,7 @@ class Records:
     exam: Row | None = None
     starts: dict[str, Row] = field(default_factory=dict)
     runs: list[Row] = field(default_factory=list)
+    diverged: list[Row] = field(default_factory=list)
 
     @classmethod
     def read(cls, files: list[Path]) -> Records:
@@ -64,11 +67,21 @@ class Records:
                     f"these runs are of another exam: {differences(self.exam['inputs'], row['inputs'])}; report each "
                     "exam apart."
                 )
-            self.exam = self.exam or row
+            if self.exam is not None and self.exam != row:
+                raise InputError(
+                    "these runs were asked other questions, since each sweep settled what its start knows: give the "
+                    "sweeps of one report the same start.safetensors, or report each apart."
+                )
+            self.exam = row
         elif row["kind"] == "start":
+            if row["id"] not in self.starts:
+                self.refuse_far(row)
             self.starts[row["id"]] = row
         else:
-            self.runs.append(row)
+            what = [row[key] for key in CELL]
+            if any([run[key] for key in CELL] == what for run in [*self.runs, *self.diverged]):
+                raise InputError(f"{' '.join(map(str, what))} is there twice: name each file of runs once.")
+            (self.runs if "points" in row else self.diverged).append(row)
 
     def refuse_other(self, inputs: Row) -> None:
         """Raise InputError unless the file's exam was made from these inputs."""

@@ -67,6 +67,7 @@ def page(findings: Findings, tables: list[Table]) -> str:
     parts = [
         f"<h1>Learning new facts, keeping old ones</h1><p>{len(records.runs)} runs. {html.escape(settings)}.</p>",
         f"<p class=note>{html.escape(starts)}</p>",
+        *(f"<p>Diverged: {row['method']} at {row['lr']:g} on half {row['half']}.</p>" for row in records.diverged),
         *(_table(table) for table in tables[:-1]),
         "<h2>Learning against forgetting</h2><p class=note>Each line is a method's end weights mixed with the start's: "
         "a quarter, half, three quarters, and all of the way.</p>",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from benchmarks.lifelong.norms import Norms
 from localopt.layers import locate
+from localopt.peers import RandomLayers
 from localopt.policies import AboveMean, Policy, RelativeTo
 
 Scales = dict[str, float]
@@ -132,6 +133,17 @@ def worth(reference: str) -> Rule:
     return scales
 
 
+def worthwhile(reference: str) -> Rule:
+    """The layers where gain over damage is above its mean; the others are frozen."""
+
+    def scales(case: Case) -> Scales:
+        found = case.norms.worth(case.half, reference)
+        mean = sum(found.values()) / len(found)
+        return {layer: float(value > mean) for layer, value in found.items()}
+
+    return scales
+
+
 def loudest(reference: str, share: float) -> Rule:
     """TGL + FP with a share of the layers instead of those above the mean."""
 
@@ -146,6 +158,11 @@ def loudest(reference: str, share: float) -> Rule:
 def online(policy: Callable[[], Policy], frozen_state: str = "hold") -> Rule:
     """A policy that decides at every step."""
     return lambda case: Online(policy(), frozen_state)
+
+
+def redrawn(share: float, every: int) -> Rule:
+    """Random layers, drawn anew every few steps."""
+    return lambda case: Online(RandomLayers(share, every, case.seed))
 
 
 def relative(reference: str) -> Rule:

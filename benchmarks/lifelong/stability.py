@@ -131,7 +131,13 @@ def table(result: dict[str, object]) -> Table:
         f"Means over {DRAWS} draws, in brackets what 95% of them exceed. Each draw against the trace from all "
         f'examples {result["sizes"]}; "half": two traces that share none, half of all examples each.'
     )
-    header = ["half", "reference", "examples of each set", "rank correlation of R", "chosen by both / by either"]
+    header = [
+        "half",
+        "reference",
+        "examples of each set, at most",
+        "rank correlation of R",
+        "chosen by both / by either",
+    ]
     return Table("How stable traces are", header, rows, note)
 
 

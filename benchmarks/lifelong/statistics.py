@@ -3,17 +3,21 @@
 The *score* of a question is the log of the probability its right answer has among the answers offered. For a run, a
 share a of the way from the start to its end, and scores s:
 
-    uptake(a)     = mean over facts taught of (s_a - s_0)  -  the same over held-out facts
+    gain(a)       = mean over facts taught of (s_a - s_0)
+    control(a)    = the same over held-out facts
+    uptake(a)     = gain(a) - max(0, control(a))
     forgetting(a) = mean over facts to keep of (s_0 - s_a)         measure "near"
                     mean over pieces of text of (NLL_a - NLL_0)    measure "text"
+
+What held-out facts gain is style, and is taken off. What they lose is damage, and no reason to add to the gain.
 
 A method's path averages its runs (both halves, all seeds) share by share. Its *uptake at level f* is that where the
 path's forgetting first reaches f, interpolated linearly; where it never does, that of its end, which is a lower bound.
 Levels are 25, 50 and 75% of what AdamW's end forgets.
 
 Intervals are those of a paired bootstrap: the groups of facts taught, of each half, the groups of facts to keep and the
-pieces of text are drawn anew, the same for all methods. They say how the result may differ for other facts and texts of
-the kind; not how it may for other seeds, for which the runs are too few.
+pieces of text are drawn anew, the same for all methods. They say how the result may differ for other facts of the kind
+and other pieces of these articles; not how it may for other articles, of which there are few, or for other seeds.
 """
 
 from __future__ import annotations
@@ -57,6 +61,8 @@ class Path:
     """What a method takes in along its shares, and what it forgets by either measure."""
 
     uptake: Curve
+    gain: Curve
+    control: Curve
     near: Curve
     text: Curve
 
@@ -134,26 +140,26 @@ class Scores:
         means = (np.mean([[c.mean, *c.draws] for c in parts], axis=0) for parts in zip(*curves, strict=True))
         return Path(*(Curve(mean[0], mean[1:]) for mean in means))
 
-    def lost(self, run: Row, part: str, split: str = "test") -> tuple[float, Array]:
-        """Score lost on facts to keep at a run's end, and that of every draw (B,)."""
-        end = (run["end"] if part == "far" else run["points"]["1.0"])[part]
-        return self.fallen(run, end, part, split)
+    def far(self, run: Row) -> tuple[float, Array]:
+        """Score lost on far facts at a run's end, and that of every draw (B,)."""
+        return self.fallen(run, run["end"]["far"], "far")
 
-    def fallen(self, run: Row, answers: list[list[float]], part: str, split: str = "test") -> tuple[float, Array]:
+    def fallen(self, run: Row, answers: list[list[float]], part: str) -> tuple[float, Array]:
         """How far the scores of these answers are below those of a run's start, and that of every draw (B,)."""
         places = self.places(part)
         change = self._start(run, places) - self._scores(places, answers)
-        mean, draws = self._mean(*self._of_split(change[None], part, split))
+        mean, draws = self._mean(*self._of_split(change[None], part, "test"))
         return float(mean[0]), draws[:, 0]
 
-    def _curves(self, run: Row, split: str) -> tuple[Curve, Curve, Curve]:
+    def _curves(self, run: Row, split: str) -> tuple[Curve, Curve, Curve, Curve, Curve]:
         half, other = run["half"], "B" if run["half"] == "A" else "A"
         mine, near = self.places(half), self.places("near")
         theirs = [i for i in self.places(other) if self.items[i]["phrasing"] == 0]
-        uptake, uptakes = self._mean(self._change(run, "taught", mine), mine)
-        control, controls = self._mean(self._change(run, "held", theirs), theirs)
+        gain = self._mean(self._change(run, "taught", mine), mine)
+        control = self._mean(self._change(run, "held", theirs), theirs)
+        uptake = (one - np.maximum(other, 0.0) for one, other in zip(gain, control, strict=True))
         lost = self._mean(*self._of_split(-self._change(run, "near", near), "near", split))
-        return Curve(uptake - control, uptakes - controls), Curve(*lost), self._text(run, split)
+        return Curve(*uptake), Curve(*gain), Curve(*control), Curve(*lost), self._text(run, split)
 
     def _text(self, run: Row, split: str) -> Curve:
         """How far the NLL of text rises."""
@@ -216,6 +222,7 @@ class Comparison:
     high: float
     p: float
     capped: bool  # one of the two does not forget as much as a level, so its uptake there is a lower bound
+    cells: tuple[str, ...]  # the halves and seeds that were compared
 
 
 def uptake_at_levels(path: Path, adamw: Path, measure: Measure) -> tuple[list[float], Array, list[bool]]:
@@ -228,7 +235,9 @@ def uptake_at_levels(path: Path, adamw: Path, measure: Measure) -> tuple[list[fl
     return [u for u, _, _ in found], np.stack([draws for _, draws, _ in found], 1), [there for _, _, there in found]
 
 
-def compare(one: Sequence[Path], other: Sequence[Path], adamw: Path, measure: Measure) -> Comparison:
+def compare(
+    one: Sequence[Path], other: Sequence[Path], adamw: Path, measure: Measure, cells: tuple[str, ...] = ()
+) -> Comparison:
     """Compare methods by their paths; several paths on a side (random draws) count by the mean of their uptakes."""
     sides, capped = [], False
     for paths in (one, other):
@@ -242,4 +251,4 @@ def compare(one: Sequence[Path], other: Sequence[Path], adamw: Path, measure: Me
     # Two-sided: how often the draws fall on the other side of no difference.
     below = float((draws_a < draws_b).mean() + (draws_a == draws_b).mean() / 2)
     p = min(1.0, 2 * max(min(below, 1 - below), 1 / len(draws_a)))
-    return Comparison(float(ratio), *interval(ratios), p, capped)
+    return Comparison(float(ratio), *interval(ratios), p, capped, cells)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from benchmarks.lifelong.exam import Exam, Item, masked
 from benchmarks.lifelong.methods import layer_names
 from benchmarks.lifelong.norms import Norms
 from benchmarks.lifelong.passages import SPLITS
-from benchmarks.lifelong.records import Records, append
+from benchmarks.lifelong.records import CELL, Records, append
 from benchmarks.lifelong.run import Bench, Cell
 from benchmarks.lifelong.start import place, start_weights
 from benchmarks.lifelong.training import Settings
@@ -53,7 +54,7 @@ def sweep(prepared: Path, model: str, out: Path, planned: Sequence[Cell], settin
     inputs = {"data": _fingerprint(prepared), "model": Path(model).name, **settings.as_dict()}
     if records.exam is not None:
         records.refuse_other(inputs)
-    done = {Cell(run["method"], run["lr"], run["half"], run["seed"]) for run in records.runs}
+    done = {Cell(run["method"], run["lr"], run["half"], run["seed"]) for run in [*records.runs, *records.diverged]}
     todo = [cell for cell in planned if cell not in done]
     _say(f"{len(planned)} runs, {len(planned) - len(todo)} of them done")
     if not todo:
@@ -64,6 +65,9 @@ def sweep(prepared: Path, model: str, out: Path, planned: Sequence[Cell], settin
     began = time.perf_counter()
     for number, cell in enumerate(todo, 1):
         row = bench.run(cell)
+        if not finite(row["points"]):
+            _say(f"{cell} diverged: what it answers is not a number")
+            row = {name: row[name] for name in (*CELL, "seconds")}
         append(file, {"kind": "run", "start": identity, **row})
         left = (time.perf_counter() - began) / number * (len(todo) - number)
         _say(f"{number} of {len(todo)}: {cell}, {row['seconds']:.0f} s; about {left / 60:.0f} minutes left")
@@ -101,6 +105,13 @@ def _begin(bench: Bench, identity: str, inputs: Row, records: Records, file: Pat
     row |= {half: bench.at_the_end(half) for half in SPLITS} | {"relearned": bench.relearned(), "stamp": stamp()}
     append(file, row)
     return row
+
+
+def finite(values: Any) -> bool:
+    """Whether all numbers in nested lists and dicts are finite."""
+    if isinstance(values, dict):
+        return all(map(finite, values.values()))
+    return all(map(finite, values)) if isinstance(values, list) else math.isfinite(values)
 
 
 def _fingerprint(prepared: Path) -> str:

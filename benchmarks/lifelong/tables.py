@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -84,10 +84,11 @@ class Findings:
         return {method: self.scores.path(runs) for method, runs in self.runs.items()}
 
     def _rates(self) -> dict[str, float]:
-        """Each method's rate: of those run on half A with the first seed, the best on what is not tested.
+        """Each method's rate: of those run on half A with the first seed, the best.
 
-        That is the one that takes in most where the NLL of the pieces of text kept apart for this rises alike. A method
-        that was run at one rate has that one.
+        That is the one that takes in most where the NLL of the pieces of text kept apart for this rises alike; the
+        questions are half A's own, so of what is tested half B alone is untouched by the choice. A method that was run
+        at one rate has that one.
         """
         seed = min(run["seed"] for run in self.records.runs)
         tried: dict[str, dict[float, Path]] = {}
@@ -105,22 +106,22 @@ class Findings:
 
     def methods(self) -> Table:
         """One row a method: where its path ends."""
-        header = ["method", "rate", "runs", "weights a step", "uptake", "WikiText", "new entities"]
+        header = ["method", "rate", "runs", "weights a step", "uptake", "gain, taught", "gain, held out"]
+        header += ["WikiText", "new entities"]
         header += ["near facts lost", "near still first", "far facts lost"]
         rows = []
         for method, runs in self.runs.items():
             path = self.paths[method]
-            far = [
-                np.mean(parts, axis=0) for parts in zip(*(self.scores.lost(run, "far") for run in runs), strict=True)
-            ]
-            row = [METHODS[method].about, f"{self.rates[method]:g}", str(len(runs))]
+            far = [np.mean(parts, axis=0) for parts in zip(*(self.scores.far(run) for run in runs), strict=True)]
+            row = [METHODS[method].about, f"{self.rates[method]:g}", _named(runs)]
             row += [f"{_mean(r['share'] for r in runs):.2f}", _with_interval(*path.uptake.end)]
+            row += [f"{curve.mean[-1]:+.2f}" for curve in (path.gain, path.control)]
             row += [_with_interval(*path.text.end), f"{_mean(self._entities(run) for run in runs):+.2f}"]
             row += [_with_interval(*path.near.end), f"{_mean(self._first(run) for run in runs):.0%}"]
             rows.append([*row, _with_interval(*far)])
         note = (
             "Scores are logs of the probability of the right answer among five, in nats; in brackets 95% intervals "
-            "over facts or pieces of text. Uptake: score gained on facts taught, less that on held-out facts. "
+            "over facts or pieces of text. Uptake: score gained on facts taught, less what held-out facts gain. "
             "WikiText, new entities: rise of the NLL a token. Lost: score lost on facts to keep that are never traced. "
             "Still first: under both phrasings."
         )
@@ -128,11 +129,11 @@ class Findings:
 
     def levels(self) -> Table:
         """One row a method: what it takes in where it forgets as much as AdamW does on its way."""
-        header = ["method", "rate", "uptake at 25 / 50 / 75% of AdamW's rise on WikiText", "ratio to AdamW"]
+        header = ["method", "rate", "runs", "uptake at 25 / 50 / 75% of AdamW's rise on WikiText", "ratio to AdamW"]
         header += ["at 25 / 50 / 75% of what AdamW loses of near facts", "ratio to AdamW"]
         rows = []
         for method in self.runs:
-            row = [METHODS[method].about, f"{self.rates[method]:g}"]
+            row = [METHODS[method].about, f"{self.rates[method]:g}", _named(self.runs[method])]
             for measure in MEASURES:
                 contrast = self._compare([method], ["adamw"], measure)
                 if contrast is None:
@@ -145,9 +146,9 @@ class Findings:
             rows.append(row)
         note = (
             f"AdamW's rise and loss: those of its end at a rate of {self.anchor[0]['lr']:g}; empty where it loses "
-            "nothing for certain. Rates were chosen on half A, by the rise on other pieces of WikiText. Ratio: of the "
-            "means of the three, on halves and seeds both ran. >=: the method never forgets so much, so this is its "
-            "uptake at its end."
+            "nothing for certain. Rates were chosen on half A, at equal rise on other pieces of WikiText. Ratio: of "
+            "the means of the three, on halves and seeds both ran. >=: the method never forgets so much, so this is "
+            "its uptake at its end."
         )
         return Table("What is taken in at equal forgetting", header, rows, note)
 
@@ -156,21 +157,21 @@ class Findings:
         rows: list[list[str]] = []
         values: list[float] = []
         for about, one, other in CONTRASTS:
-            both = [self._compare(one, other, measure) for measure in MEASURES]
-            if any(both):
-                held = [method for method in [*one, *other] if method in self.runs]
-                rows.append([about, str(len(self._shared(held)))])
-                for found in both:
-                    rows[-1] += [_ratio(found), "yes" if found.capped else ""] if found else ["", ""]
-                values.append(both[0].p if both[0] else 1.0)
+            text, near = (self._compare(one, other, measure) for measure in MEASURES)
+            if text is None:
+                continue
+            alone = self._compare(one, other, "text", {"B"})
+            row = [about, ", ".join(text.cells), _ratio(text), "yes" if text.capped else "", _ratio(alone)]
+            rows.append([*row, _ratio(near), "yes" if near and near.capped else ""])
+            values.append(text.p)
         for row, p in zip(rows, holm(values), strict=True):
             row.insert(3, f"{p:.3f}")
         note = (
             "Ratio of uptakes at equal forgetting, above 1 where the first is better; 95% interval over facts and "
             "texts, p corrected by Holm for the comparisons shown. Bound: one of the two does not forget as much as "
-            "the highest level, and counts with what it took in."
+            "the highest level, and counts with what it took in. Half B: no rate was chosen on it."
         )
-        header = ["comparison", "runs a side", "ratio at equal WikiText", "p", "bound"]
+        header = ["comparison", "runs a side", "ratio at equal WikiText", "p", "bound", "on half B alone"]
         return Table("Named comparisons", [*header, "ratio at equal loss of near facts", "bound"], rows, note)
 
     def costs(self) -> Table:
@@ -201,22 +202,33 @@ class Findings:
         """(half, seed) that all of these methods ran, and AdamW at the rate that sets the levels."""
         return set.intersection(*map(_cells, [self.anchor, *(self.runs[method] for method in methods)]))
 
+    def _whole(self, side: Sequence[str]) -> list[str]:
+        """Of several random draws those that ran as much as any of them."""
+        there = [method for method in side if method in self.runs]
+        most = max((len(_cells(self.runs[method])) for method in there), default=0)
+        return [method for method in there if len(_cells(self.runs[method])) == most]
+
     def _path(self, method: str, cells: set[tuple[str, int]]) -> Path:
         return self.scores.path(run for run in self.runs[method] if (run["half"], run["seed"]) in cells)
 
     def _anchor(self, cells: set[tuple[str, int]]) -> Path:
         return self.scores.path(run for run in self.anchor if (run["half"], run["seed"]) in cells)
 
-    def _compare(self, one: Sequence[str], other: Sequence[str], measure: Measure) -> Comparison | None:
+    def _compare(
+        self, one: Sequence[str], other: Sequence[str], measure: Measure, halves: Collection[str] = ("A", "B")
+    ) -> Comparison | None:
         """None where runs are missing, or AdamW does not certainly forget by this measure: there is no level then."""
-        one, other = ([method for method in side if method in self.runs] for side in (one, other))
-        if not one or not other or not (shared := self._shared([*one, *other])):
+        one, other = self._whole(one), self._whole(other)
+        if not one or not other:
+            return None
+        shared = {(half, seed) for half, seed in self._shared([*one, *other]) if half in halves}
+        if not shared:
             return None
         anchor = self._anchor(shared)
         if interval(getattr(anchor, measure).end[1])[0] <= 0:
             return None
         paths = [[self._path(method, shared) for method in side] for side in (one, other)]
-        return compare(paths[0], paths[1], anchor, measure)
+        return compare(paths[0], paths[1], anchor, measure, _names(shared))
 
     def _tested(self) -> list[tuple[int, str]]:
         """Where the tested near facts stand in the lists of near facts, and which they are."""
@@ -244,6 +256,19 @@ class Findings:
         return self.scores.fallen(run, run["relearned"], "near")[0] - self.scores.fallen(run, start, "near")[0]
 
 
+def _names(cells: Iterable[tuple[str, int]]) -> tuple[str, ...]:
+    """A half's name, and the seed's where it is not the first.
+
+    >>> _names([("B", 0), ("A", 0), ("A", 1)])
+    ('A', 'A1', 'B')
+    """
+    return tuple(sorted(f"{half}{seed or ''}" for half, seed in cells))
+
+
+def _named(runs: Sequence[Row]) -> str:
+    return ", ".join(_names(_cells(runs)))
+
+
 def _cells(runs: Sequence[Row]) -> set[tuple[str, int]]:
     return {(run["half"], run["seed"]) for run in runs}
 
@@ -257,5 +282,5 @@ def _with_interval(value: float, draws: Any) -> str:
     return f"{value:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
-def _ratio(found: Comparison) -> str:
-    return f"{found.ratio:.2f} ({found.low:.2f} to {found.high:.2f})"
+def _ratio(found: Comparison | None) -> str:
+    return f"{found.ratio:.2f} ({found.low:.2f} to {found.high:.2f})" if found else ""

@@ -31,6 +31,5 @@ class Watch:
         report = self.optimizer.report()
         self.steps += 1
         self.share += (report.share_updated - self.share) / self.steps
-        updated = set(report.updated)
-        for layer, mean in self.scales.items():
-            self.scales[layer] = mean + ((layer in updated) - mean) / self.steps
+        for layer, scale in zip(report.names, report.scales, strict=True):
+            self.scales[layer] += (scale - self.scales[layer]) / self.steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from benchmarks.lifelong.passages import answers_in_passages, lessons
 from benchmarks.lifelong.records import Records, append
 from benchmarks.lifelong.rules import Case
 from benchmarks.lifelong.statistics import Scores
-from benchmarks.lifelong.sweep import FEW, cells
+from benchmarks.lifelong.sweep import FEW, cells, finite
 from localopt.errors import InputError
 from localopt.models import load_model
 from tests.benchmarks.invented import save_learned_model, write_data
@@ -123,6 +124,32 @@ def test_files_of_different_exams_are_not_mixed_in_a_report(out: Path, tmp_path:
         Records.read([out / "runs.jsonl", other])
 
 
+def test_a_run_counts_once_and_questions_of_another_start_are_not_mixed_in(out: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is there twice"):
+        Records.read([out / "runs.jsonl", out / "runs.jsonl"])
+    exam = lines(out)[0]
+    append(tmp_path / "other.jsonl", {**exam, "items": exam["items"][1:]})  # type: ignore[index]
+    with pytest.raises(InputError, match="asked other questions"):
+        Records.read([out / "runs.jsonl", tmp_path / "other.jsonl"])
+
+
+def test_a_run_that_diverged_is_said_and_left_out(out: Path, tmp_path: Path) -> None:
+    file = tmp_path / "runs.jsonl"
+    file.write_text((out / "runs.jsonl").read_text())
+    append(file, {"kind": "run", "method": "lora", "lr": 9.0, "half": "A", "seed": 0})
+    records = Records.read([file])
+    assert len(records.runs) == 12
+    assert [run["method"] for run in records.diverged] == ["lora"]
+    assert not finite({"0.25": {"taught": [[1.0, float("nan")]]}})
+    assert finite({"0.25": {"taught": [[1.0, 2.0]]}})
+
+
+def test_packed_files_are_read_too(out: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "runs.jsonl.xz"
+    packed.write_bytes(lzma.compress((out / "runs.jsonl").read_bytes()))
+    assert Records.read([packed]) == Records.read([out / "runs.jsonl"])
+
+
 def test_the_page_needs_nothing_beside_it_and_says_what_was_run(
     out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,7 +162,7 @@ def test_the_page_needs_nothing_beside_it_and_says_what_was_run(
         assert METHODS[method].about.replace("`", "") in page
     table = (tmp_path / "lifelong-tables.md").read_text()
     assert table == capsys.readouterr().out
-    assert "| tracing against text, or AdamW | 2 |" in table
+    assert "| AdamW on everything | 0.01 | A, B |" in table
 
 
 def test_a_report_without_adamw_says_what_to_run(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,4 +247,4 @@ def test_the_file_of_a_sweep_holds_no_text_of_others_and_its_questions_are_found
     assert [masked(item) for item in again] == rows
     assert {item.prompt for item in again} <= {item.prompt for item in everything}
     with pytest.raises(InputError, match="is not in the prepared files"):
-        unmasked([replace(rows[0], prompt="0")], everything)
+        unmasked([replace(rows[0], fact="0")], everything)

@@ -30,7 +30,7 @@ SHARES = ("0.25", "0.5", "0.75", "1.0")
 def straight(uptake: float, lost: float, draws: int = 4) -> Path:
     """A method that learns and forgets in proportion to the way it went."""
     way = np.linspace(0, 1, 5)
-    curves = (Curve(x * way, np.tile(x * way, (draws, 1))) for x in (uptake, lost, lost))
+    curves = (Curve(x * way, np.tile(x * way, (draws, 1))) for x in (uptake, uptake, 0.0, lost, lost))
     return Path(*curves)
 
 
@@ -85,6 +85,15 @@ def test_uptake_is_what_the_taught_facts_gain_beyond_the_held_out_ones() -> None
     np.testing.assert_allclose(path.uptake.draws, np.tile(path.uptake.mean, (50, 1)), atol=1e-12)
 
 
+def test_what_held_out_facts_lose_is_not_taken_for_uptake() -> None:
+    found = records(uptake=1.5, held=-0.5)  # the taught facts gain 1.0
+    path = Scores(found, draws=50).path(found.runs)
+    assert path.uptake.mean[-1] == pytest.approx(1.0)
+    assert path.gain.mean[-1] == pytest.approx(1.0)
+    assert path.control.mean[-1] == pytest.approx(-0.5)
+    np.testing.assert_allclose(path.uptake.draws[:, -1], 1.0)
+
+
 def test_text_is_forgotten_as_its_loss_rises_on_the_pieces_of_one_split() -> None:
     found = records()
     path = Scores(found, draws=500).path(found.runs)
@@ -97,7 +106,7 @@ def test_text_is_forgotten_as_its_loss_rises_on_the_pieces_of_one_split() -> Non
 def test_the_interval_covers_the_mean_and_grows_with_the_spread_of_facts() -> None:
     widths = []
     for spread in (0.1, 1.0):
-        found = records(spread=spread)
+        found = records(spread=spread, held=-2.0)
         path = Scores(found, draws=500).path(found.runs)
         low, high = interval(path.uptake.draws[:, -1])
         assert low < path.uptake.mean[-1] < high

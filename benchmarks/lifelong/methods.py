@@ -56,7 +56,7 @@ class Entry:
     rate: float = 1.0
 
 
-_KEPT, _TEXT = frozen("kept"), frozen("text")
+_KEPT, _TEXT, _WORTH = frozen("kept"), frozen("text"), worthwhile("text")
 _LORA = {"lora": 16, "rate": 10.0}
 _PULL = 100.0  # with a rate of 1.5e-4 a step's pull is 1.5%; over a run of 24 steps, a sixth of the way back
 METHODS: dict[str, Entry] = {
@@ -97,7 +97,13 @@ METHODS: dict[str, Entry] = {
     # The search for a better rule.
     "worth-text": Entry("rates by gain over damage to text", worth("text")),
     "worth-text-replay": Entry("rates by gain over damage to text, text replayed", worth("text"), replay="text"),
-    "worth-fp": Entry("layers with gain over damage to text above the mean", worthwhile("text")),
+    "worth-fp": Entry("layers with gain over damage to text above the mean", _WORTH),
+    "worth-random0": Entry("random layers, as many as those", matched(_WORTH, 0)),
+    "worth-random1": Entry("random layers as many, second draw", matched(_WORTH, 1)),
+    "worth-random2": Entry("random layers as many, third draw", matched(_WORTH, 2)),
+    "worth-random3": Entry("random layers as many, fourth draw", matched(_WORTH, 3)),
+    "worth-random4": Entry("random layers as many, fifth draw", matched(_WORTH, 4)),
+    "worth-fp-replay": Entry("layers with gain over damage above the mean, text replayed", _WORTH, replay="text"),
     "worth-kept": Entry("rates by gain over damage to facts to keep", worth("kept")),
     "careful-text": Entry("rates N_new / N_text^2, clipped to [.1, 1]", careful("text")),
     "careful": Entry("rates N_new / N_K^2, clipped to [.1, 1]", careful("kept")),

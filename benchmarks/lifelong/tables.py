@@ -28,6 +28,7 @@ Row = dict[str, Any]
 
 RANDOM = ("random0", "random1", "random2", "random3", "random4")
 RANDOM_KEPT = ("random-kept0", "random-kept1", "random-kept2")
+RANDOM_WORTH = ("worth-random0", "worth-random1", "worth-random2", "worth-random3", "worth-random4")
 CONTRASTS: tuple[tuple[str, Sequence[str], Sequence[str]], ...] = (
     ("tracing against text, or random layers as many", ("fp-text",), RANDOM),
     ("tracing against text, or the deep half", ("fp-text",), ("deep",)),
@@ -44,6 +45,14 @@ CONTRASTS: tuple[tuple[str, Sequence[str], Sequence[str]], ...] = (
     ("ALR, or a uniform rate of the same mean", ("alr-text",), ("uniform",)),
     ("online, or traced beforehand", ("online",), ("fp-text",)),
     ("online, or AdamW", ("online",), ("adamw",)),
+    ("rates by gain over damage, or AdamW", ("worth-text",), ("adamw",)),
+    ("layers by gain over damage, or AdamW", ("worth-fp",), ("adamw",)),
+    ("layers by gain over damage, or tracing against text", ("worth-fp",), ("fp-text",)),
+    ("layers by gain over damage, or the deep half", ("worth-fp",), ("deep",)),
+    ("layers by gain over damage, or all MLPs", ("worth-fp",), ("mlp",)),
+    ("layers by gain over damage, or random layers as many", ("worth-fp",), RANDOM_WORTH),
+    ("with text replayed: rates by gain over damage, or AdamW", ("worth-text-replay",), ("replay-text",)),
+    ("with text replayed: layers by gain over damage, or AdamW", ("worth-fp-replay",), ("replay-text",)),
     ("with text replayed: tracing, or AdamW", ("fp-text-replay",), ("replay-text",)),
     ("with text replayed: the deep half, or AdamW", ("deep-replay",), ("replay-text",)),
     ("LoRA on traced layers, or on all", ("fp-text-lora",), ("lora",)),

@@ -25,6 +25,7 @@ from localopt.policies import (
 from localopt.report import Report
 
 if TYPE_CHECKING:
+    from localopt.gains import trace_gains
     from localopt.layer_trace import LayerTrace
     from localopt.trace import trace_layers
 
@@ -49,6 +50,7 @@ __all__ = [
     "Smoothed",
     "TopK",
     "partition",
+    "trace_gains",
     "trace_layers",
 ]
 
@@ -59,4 +61,8 @@ def __getattr__(name: str) -> Any:
         from localopt import trace
 
         return getattr(trace, name)
+    if name == "trace_gains":
+        from localopt.gains import trace_gains
+
+        return trace_gains
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

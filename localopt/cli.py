@@ -7,6 +7,7 @@ standard error.
 from __future__ import annotations
 
 import os
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,6 +65,9 @@ def trace(
     out: Annotated[Path, typer.Option(help="Trace file to write (safetensors).", metavar="FILE")],
     plot: Annotated[Path | None, typer.Option(help="Also draw a heat map, to this picture.", metavar="FILE")] = None,
     layers: Annotated[str, typer.Option(help="What a layer is: sublayer, block or parameter.")] = "sublayer",
+    by: Annotated[
+        str, typer.Option(help="norms: of gradients; gains: what a step wins on the probe over what it costs.")
+    ] = "norms",
     limit: Annotated[int | None, typer.Option(help="Use at most this many examples of each file.", min=1)] = None,
     seq_len: Annotated[
         int, typer.Option(help="Tokens of a piece of text, and the most a probe may have.", min=2)
@@ -73,6 +77,7 @@ def trace(
 
     In the table, "FP trains" is what `train --method freeze` does, "ALR" the factor on the rate by `--method rescale`.
     """
+    from localopt.gains import trace_gains
     from localopt.models import load_model
     from localopt.plots import check_picture
     from localopt.probes import encode, read_probes, read_reference
@@ -85,18 +90,23 @@ def trace(
         check_picture(plot)
     if layers not in ("sublayer", "block", "parameter"):
         raise InputError(f"--layers must be sublayer, block or parameter, not {layers!r}.")
+    if by not in ("norms", "gains"):
+        raise InputError(f"--by must be norms or gains, not {by!r}.")
+    here = processes()
+    several = here.num_processes > 1
+    if by == "gains" and several:
+        raise InputError(f"--by gains needs one process, and this is one of {here.num_processes}: leave torchrun out.")
     probes = _evenly(read_probes(probe), limit)
     network, tokenizer = load_model(model)
     refuse_longer(seq_len, network)
     examples = encode(probes, tokenizer, seq_len)
     references = _evenly(read_reference(reference, tokenizer, seq_len), limit)
-    here = processes()
-    result = trace_layers(
+    measure: Any = trace_gains if by == "gains" else partial(trace_layers, distributed=several)
+    result = measure(
         _placed(network),
         examples,
         references,
-        layers=layers,  # type: ignore[arg-type]
-        distributed=here.num_processes > 1,
+        layers=layers,
         progress=here.is_main_process,
     )
     if not here.is_main_process:
@@ -172,6 +182,8 @@ def train(
     network, tokenizer = load_model(model)
     if loaded is not None:
         _check_trace(loaded, trace, network)
+        if loaded.holds_gains and method == "online":
+            raise InputError(f"{trace}: holds gains, not norms, so online cannot use it: choose freeze or rescale.")
     network = _placed(network)
     history = run(network, tokenizer, texts, out, settings, trace=loaded, sets=sets, resume=resume, progress=True)
     if not processes().is_main_process:

@@ -41,8 +41,8 @@ class LayerTrace:
         probe_norms: N_l(probe), float32 CPU tensor of shape (L,).
         reference_norms: N_l(reference), likewise.
         metadata: what was measured: ``model``, ``partition`` ("sublayer", "block", "parameter" or "custom"),
-            ``average``, ``method`` ("batched", or "one by one: " and why), ``probe_examples`` and
-            ``reference_examples`` (counts), ``dtype``, ``localopt``, ``torch``.
+            ``average`` ("norms", "gradients", or "gains"), ``method`` ("batched", or "one by one: " and why),
+            ``probe_examples`` and ``reference_examples`` (counts), ``dtype``, ``localopt``, ``torch``.
 
     Example:
         >>> trace = LayerTrace(("h.0.mlp", "h.1.mlp"), torch.tensor([1.0, 6.0]), torch.tensor([2.0, 2.0]))
@@ -61,6 +61,11 @@ class LayerTrace:
         shapes = tuple(self.probe_norms.shape), tuple(self.reference_norms.shape)
         if shapes != ((len(self.layers),),) * 2:
             raise ValueError(f"{len(self.layers)} layers need norms of that length, not of shapes {shapes}")
+
+    @property
+    def holds_gains(self) -> bool:
+        """Whether this is of :func:`localopt.trace_gains`, with gains and damages in place of norms."""
+        return self.metadata.get("average") == "gains"
 
     @property
     def relative_norms(self) -> Tensor:
@@ -199,9 +204,11 @@ class LayerTrace:
     def table(self) -> Table:
         """Return a table for :func:`rich.print`: norms, R, and what TGL + FP and TGL + ALR make of them."""
         name = self.metadata.get("model", "")
-        table = Table(title=f"{name}: relative gradient norms" if name else "relative gradient norms")
+        what = "gain over damage" if self.holds_gains else "relative gradient norms"
+        table = Table(title=f"{name}: {what}" if name else what)
         table.add_column("layer", no_wrap=True)
-        for title in ("probe", "reference", "relative", "FP trains", "ALR"):
+        titles = ("gain", "damage", "ratio") if self.holds_gains else ("probe", "reference", "relative")
+        for title in (*titles, "FP trains", "ALR"):
             table.add_column(title, justify="center" if title == "FP trains" else "right")
         fixed, adaptive = self.frozen_parameters().scales, self.adaptive_learning_rates().scales
         rows = zip(self.layers, self.probe_norms, self.reference_norms, self.relative_norms, strict=True)
@@ -210,7 +217,7 @@ class LayerTrace:
             values = (
                 f"{probe:.4g}",
                 f"{reference:.4g}",
-                f"{relative:.3f}",
+                f"{relative:.3g}" if self.holds_gains else f"{relative:.3f}",
                 "yes" if trained else "",
                 f"{adaptive[layer]:.3f}",
             )
@@ -232,7 +239,7 @@ class LayerTrace:
             center=relative.mean().item(),
             marked=[layer for layer, scale in self.frozen_parameters().scales.items() if scale > 0],
             title=title if title is not None else str(self.metadata.get("model", "")),
-            label="relative gradient norm",
+            label="gain over damage" if self.holds_gains else "relative gradient norm",
         )
         if path is not None:
             save_figure(figure, path)

@@ -60,7 +60,7 @@ def average_norms(
     """
     layers = list(dict.fromkeys(layer_of.values()))
     sums: dict[str, Tensor] = {}
-    keep = partial(_add, sums) if average == "gradients" else None
+    keep = partial(add_up, sums) if average == "gradients" else None
     total = torch.zeros(len(layers), dtype=torch.float64)
     count = 0
     rank, processes = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
@@ -68,8 +68,8 @@ def average_norms(
         for group in batched.groups(islice(examples, rank, None, processes)):
 
             def alone(row: int, group: Sequence[Batch] = group, first: int = count) -> dict[str, Tensor]:
-                where = _where((first + row) * processes + rank, of)
-                return _example_squares(model, group[row], layer_of, loss or _own_loss, where, keep)
+                name = example_name((first + row) * processes + rank, of)
+                return example_squares(model, group[row], layer_of, loss or own_loss, name, keep)
 
             together = batched.squares(group, alone)
             for squares in [together] if together is not None else map(alone, range(len(group))):
@@ -86,7 +86,8 @@ def average_norms(
     return (total / count).float(), count
 
 
-def _where(number: int, of: str) -> str:
+def example_name(number: int, of: str) -> str:
+    """Name an example in an error."""
     return f"example {number} (from 0) of the {of}"
 
 
@@ -120,14 +121,18 @@ def _check_norms(norms: Tensor, layers: Sequence[str], numbers: Sequence[int], o
         bad = [layer for layer, norm in zip(layers, row, strict=True) if not norm < float("inf")]
         if bad:
             raise InputError(
-                f"{_where(number, of)}: the gradient of {', '.join(bad)} is not finite; trace in float32 or bfloat16"
+                f"{example_name(number, of)}: the gradient of {', '.join(bad)} is not finite; trace in float32 or "
+                "bfloat16"
             )
 
 
-def _example_squares(
+def example_squares(
     model: nn.Module, example: Batch, layer_of: Mapping[str, str], loss: Loss, where: str, keep: Keep | None = None
 ) -> dict[str, Tensor]:
-    """Squared norm of one example's gradient for each parameter, 0-d; every gradient goes to ``keep`` too."""
+    """Squared norm of one example's gradient for each parameter, 0-d; every gradient goes to ``keep`` too.
+
+    ``where`` names the example in errors.
+    """
     squares: dict[str, Tensor] = {}
     again: set[str] = set()
 
@@ -178,14 +183,16 @@ def _layer_norms(squares: Mapping[str, Tensor], layer_of: Mapping[str, str]) -> 
     return total.sqrt()
 
 
-def _add(sums: dict[str, Tensor], name: str, gradient: Tensor) -> None:
+def add_up(sums: dict[str, Tensor], name: str, gradient: Tensor) -> None:
+    """Add a parameter's gradient to its float32 sum."""
     # In half precision a sum over many examples would stop growing.
     wide = gradient.to_dense() if gradient.is_sparse else gradient
     wide = wide.to(torch.promote_types(wide.dtype, torch.float32))
     sums[name] = sums[name].add_(wide) if name in sums else wide
 
 
-def _own_loss(model: nn.Module, batch: Batch) -> Any:
+def own_loss(model: nn.Module, batch: Batch) -> Any:
+    """The loss the model itself returns, or None."""
     if isinstance(batch, Mapping):
         output = model(**batch)
     elif isinstance(batch, (tuple, list)):

@@ -10,7 +10,7 @@ R_l is the *relative gradient norm* of Fernandez, Bisk and Strubell 2024 (arXiv 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from operator import length_hint
 from pathlib import Path
@@ -105,38 +105,57 @@ def trace_layers(
     if distributed and (average == "gradients" or not torch.distributed.is_initialized()):
         why = "averages the gradients themselves" if average == "gradients" else "has no process group to share them in"
         raise ValueError(f"distributed=True shares out examples, but this run {why}: leave it out")
-    if probe is reference and isinstance(probe, Iterator):
-        raise ValueError("probe and reference are the same iterator, which can be read only once: give two")
-    refuse_wrapped(model, "trace")
-    layer_of = partition((name for name, _ in model.named_parameters()), layers)
-    trained = {name: layer_of[name] for name, p in model.named_parameters() if p.requires_grad}
-    if not trained:
-        raise ValueError("no parameter of the model requires a gradient: call model.requires_grad_(True) first")
-    with borrowed(model), _bar(progress) as bar:
-        # Both sets are opened first: an empty reference should not cost a pass over the probe.
-        sets = {"probe": (probe, _opened(probe, "probe")), "reference": (reference, _opened(reference, "reference"))}
+    trained = trained_layers(model, layers)
+    with borrowed(model), progress_bar(progress) as bar:
+        sets = opened(probe, reference)
         batched = Batched(model, trained, batch_size, _refusal(average, loss))
         norms, counts = {}, {}
-        for of, (items, opened) in sets.items():
-            examples = one_by_one(bar.track(opened, total=length_hint(items) or None, description=of), of)
+        for of, (items, total) in sets.items():
+            examples = one_by_one(bar.track(items, total=total, description=of), of)
             norms[of], counts[of] = average_norms(
                 model, examples, trained, batched=batched, average=average, loss=loss, of=of, distributed=distributed
             )
         logger.info("method: %s", batched.method)
         if progress:
             bar.console.print(f"method: {batched.method}", highlight=False, markup=False)
-    metadata = {
+    about = described(model, layers, average, batched.method, counts)
+    return LayerTrace(tuple(dict.fromkeys(trained.values())), norms["probe"], norms["reference"], about)
+
+
+def trained_layers(model: nn.Module, layers: Layers) -> dict[str, str]:
+    """The layer of every parameter that requires a gradient; ValueError where none does, or the model is wrapped."""
+    refuse_wrapped(model, "trace")
+    layer_of = partition((name for name, _ in model.named_parameters()), layers)
+    trained = {name: layer_of[name] for name, p in model.named_parameters() if p.requires_grad}
+    if not trained:
+        raise ValueError("no parameter of the model requires a gradient: call model.requires_grad_(True) first")
+    return trained
+
+
+def described(model: nn.Module, layers: Layers, average: str, method: str, counts: Mapping[str, int]) -> dict[str, Any]:
+    """A trace's metadata."""
+    return {
         "model": _name(model),
         "partition": layers if isinstance(layers, str) else "custom",
         "average": average,
-        "method": batched.method,
+        "method": method,
         "probe_examples": counts["probe"],
         "reference_examples": counts["reference"],
         "dtype": ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})),
         "localopt": __version__,
         "torch": torch.__version__,
     }
-    return LayerTrace(tuple(dict.fromkeys(trained.values())), norms["probe"], norms["reference"], metadata)
+
+
+def opened(probe: Iterable[Any], reference: Iterable[Any]) -> dict[str, tuple[Iterator[Any], int | None]]:
+    """Both sets with their lengths, if these are known; opened first, as an empty one should not cost a pass.
+
+    Raises InputError for an empty set, ValueError for one iterator given twice.
+    """
+    if probe is reference and isinstance(probe, Iterator):
+        raise ValueError("probe and reference are the same iterator, which can be read only once: give two")
+    sets = {"probe": probe, "reference": reference}
+    return {of: (_opened(items, of), length_hint(items) or None) for of, items in sets.items()}
 
 
 def _refusal(average: Average, loss: Loss | None) -> str | None:
@@ -151,7 +170,8 @@ def _name(model: nn.Module) -> str:
     return (Path(name).name if Path(name).is_absolute() else name) or type(model).__name__
 
 
-def _bar(shown: bool) -> Progress:
+def progress_bar(shown: bool) -> Progress:
+    """A bar with the remaining time, on standard error."""
     columns = TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn()
     remaining = TimeRemainingColumn(elapsed_when_finished=True)
     return Progress(*columns, remaining, console=Console(stderr=True), disable=not shown)

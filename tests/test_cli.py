@@ -164,6 +164,21 @@ def test_trace_takes_facts_to_keep_as_its_reference(inputs: Path, tmp_path: Path
     assert LayerTrace.load(out).metadata["reference_examples"] == 2
 
 
+def test_a_trace_by_gains_freezes_and_rescales_but_cannot_lead_the_online_rule(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "t.safetensors"
+    assert call("trace", inputs / "model", *tracing(inputs), "--out", out, "--by", "gains") == 0
+    assert LayerTrace.load(out).holds_gains
+    for method in ("freeze", "rescale"):
+        folder = tmp_path / method
+        assert call("train", *training(inputs, "--method", method, "--trace", out, "--out", folder)) == 0
+    capsys.readouterr()
+    assert call("train", *training(inputs, "--method", "online", "--trace", out, "--out", tmp_path / "online")) == 2
+    assert "holds gains, not norms" in message(capsys)
+    assert not (tmp_path / "online").exists()
+
+
 @pytest.mark.parametrize("layers", ["block", "parameter"])
 def test_trace_takes_other_layers(layers: str, inputs: Path, tmp_path: Path) -> None:
     out = tmp_path / "t.safetensors"
@@ -297,6 +312,7 @@ def test_trace_overwrites_nothing(
 @pytest.mark.parametrize(
     ("option", "said"),
     [
+        (["--by", "luck"], "--by must be norms or gains, not 'luck'"),
         (["--layers", "heads"], "--layers must be sublayer, block or parameter, not 'heads'"),
         (["--plot", "t.word"], "t.word: pictures are written as"),
         (["--plot", "missing/t.png"], "missing/t.png: there is no folder missing"),

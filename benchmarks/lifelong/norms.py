@@ -15,12 +15,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.lifelong.damage import gains_and_damages
 from benchmarks.lifelong.passages import SPLITS, answers_in_passages
 from benchmarks.lifelong.start import plain_text
-from localopt import trace_layers
+from localopt import trace_gains, trace_layers
 from localopt.layer_trace import LayerTrace
-from localopt.layers import partition
 from localopt.probes import Example, Probe, encode, read_probes
 
 EXAMPLES = 64
@@ -65,13 +63,12 @@ class Norms:
         return self.known[name]
 
     def worth(self, half: str, reference: str) -> dict[str, float]:
-        """What a step on each layer wins on a half's news over what it costs a set to keep (see damage.py)."""
+        """What a step on each layer wins on a half's news over what it costs a set to keep."""
         key = f"worth {half} {reference}"
         if key not in self.known:
             self.at_start()
-            layer_of = partition((name for name, _ in self.model.named_parameters()), "sublayer")
-            gains, damages = gains_and_damages(self.model, self.examples(half), self.examples(reference), layer_of)
-            self._keep(key, {layer: gains[layer] / damages[layer] for layer in gains})
+            trace = trace_gains(self.model, self.examples(half), self.examples(reference))
+            self._keep(key, dict(zip(trace.layers, trace.relative_norms.tolist(), strict=True)))
         return self.known[key]
 
     def _keep(self, name: str, values: dict[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""What a method may have beside its layers: replay, a pull to the start, adapters; rates by gain over damage."""
+"""What a method may have beside its layers: replay, a pull to the start, adapters. And how stable traces are."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.lifelong import prepare, stability
 from benchmarks.lifelong.adapters import adapted
-from benchmarks.lifelong.damage import gains_and_damages
 from benchmarks.lifelong.methods import make_optimizer
 from benchmarks.lifelong.pull import Pull
 from benchmarks.lifelong.replay import SEQUENCES, replayed
@@ -70,46 +69,6 @@ def test_replayed_text_is_text_and_is_read_in_order(prepared: Path, model: Path)
     pieces = [piece["input_ids"].tolist() for piece in plain_text(tokenizer, prepared, 4)]
     epochs = replayed("text", prepared, tokenizer, 4, 2)
     assert all(sequence["input_ids"].tolist() in pieces for sequences in epochs for sequence in sequences)
-
-
-class Squares(nn.Module):
-    """A model of two layers whose loss is that of a line fitted to a point."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 1)
-
-    def forward(self, input_ids: Tensor, labels: Tensor) -> object:
-        found = self.second(self.first(input_ids).tanh())
-        return type("Output", (), {"loss": (found - labels).square().mean()})
-
-
-def test_gain_and_damage_are_how_losses_move_along_the_step() -> None:
-    torch.manual_seed(0)
-    network = Squares().double()
-    make = [{"input_ids": torch.randn(3).double(), "labels": torch.randn(1).double()} for _ in range(5)]
-    news, kept = make[:2], make[2:]
-    layer_of = {name: name.split(".")[0] for name, _ in network.named_parameters()}
-    gains, damages = gains_and_damages(network, news, kept, layer_of)
-    step = 1e-6
-
-    def losses(some: list[dict[str, Tensor]]) -> Tensor:
-        return torch.stack([network(**{k: v[None] for k, v in one.items()}).loss for one in some])
-
-    network.zero_grad()
-    losses(news).mean().backward()
-    for layer in ("first", "second"):
-        with torch.no_grad():
-            before = losses(news).mean(), losses(kept)
-            moved = [p for name, p in network.named_parameters() if layer_of[name] == layer]
-            for parameter in moved:
-                parameter += step * parameter.grad.sign()
-            rise = (losses(news).mean() - before[0]) / step
-            along = (losses(kept) - before[1]) / step
-            for parameter in moved:
-                parameter -= step * parameter.grad.sign()
-        assert gains[layer] == pytest.approx(rise.item(), rel=1e-4)
-        assert damages[layer] == pytest.approx(along.square().mean().item(), rel=1e-3)
 
 
 def test_adapters_train_the_layers_of_a_plan_and_leave_a_plain_model_behind() -> None:

@@ -1,0 +1,92 @@
+"""Model + probe + reference -> LayerTrace: where a step wins much on the probe and costs the reference little.
+
+Let g be the mean gradient of the loss over the probe. The first step of Adam goes along -u with u = sign(g), whatever
+the size of the gradients. Per unit of learning rate, and for layer l alone,
+
+    gain_l   = <g, u>_l = ||g_l||_1                       the fall of the probe's loss, to first order
+    damage_l = mean over x in the reference of <g(x), u>_l^2      how far the loss of each example is moved, squared
+
+Near a minimum a step moves the loss by its square, so over rates s_l the step  sum s_l gain_l - c/2 sum s_l^2 damage_l
+is best at  s_l = gain_l / (c damage_l).  The trace holds gains and damages where others hold norms, so its R_l is that
+ratio, and what is done with R (freezing what lies below the mean, rates in proportion) is done with it.
+
+Norms, which `trace_layers` measures, do not see whether the two gradients point the same way; this does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from localopt.examples import one_by_one
+from localopt.layer_trace import LayerTrace
+from localopt.layers import Layers
+from localopt.measure import Keep, Loss, add_up, borrowed, example_name, example_squares, own_loss
+from localopt.trace import described, opened, progress_bar, trained_layers
+
+
+def trace_gains(
+    model: nn.Module,
+    probe: Iterable[Any],
+    reference: Iterable[Any],
+    *,
+    layers: Layers = "sublayer",
+    loss: Loss | None = None,
+    progress: bool = False,
+) -> LayerTrace:
+    """Measure what a first step of Adam on each layer would win on ``probe`` and move on ``reference``.
+
+    One backward pass an example, and memory for one float32 gradient of the whole model. Everything else, the model
+    given back as it was included, is as in :func:`localopt.trace_layers`.
+
+    Args:
+        model, probe, reference, layers, loss, progress: as for :func:`localopt.trace_layers`. Ordinary text, with the
+            loss on every token, is the reference this was tried with.
+
+    Returns:
+        A trace whose ``probe_norms`` are the gains and whose ``reference_norms`` are the damages (its metadata says
+        ``"average": "gains"``): ``frozen_parameters()``, ``adaptive_learning_rates()`` and ``freeze(model)`` choose by
+        gain over damage. It cannot serve :class:`~localopt.RelativeTo`, which needs norms.
+
+    Raises:
+        InputError, ValueError: as :func:`localopt.trace_layers` does.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        >>> def squared_error(model, batch):
+        ...     return (model(batch[0]) - batch[1]).square().mean()
+        >>> probe, reference = [[(torch.randn(4, 2), torch.randn(4, 1))] for _ in range(2)]
+        >>> trace = trace_gains(model, probe, reference, loss=squared_error)
+        >>> trace.metadata["average"], trace.frozen_parameters().scales.keys()
+        ('gains', dict_keys(['0', '1']))
+    """
+    layer_of = trained_layers(model, layers)
+    names = tuple(dict.fromkeys(layer_of.values()))
+    place = {layer: i for i, layer in enumerate(names)}
+    gains, damages = torch.zeros(2, len(names), dtype=torch.float64)
+    direction: dict[str, Tensor] = {}
+    along = torch.zeros(len(names), dtype=torch.float64)
+
+    def project(name: str, gradient: Tensor) -> None:
+        if name in direction:
+            along[place[layer_of[name]]] += (gradient.to_dense() * direction[name]).sum(dtype=torch.float32).item()
+
+    counts = {"probe": 0, "reference": 0}
+    with borrowed(model), progress_bar(progress) as bar:
+        keepers: dict[str, Keep] = {"probe": partial(add_up, direction), "reference": project}
+        for of, (items, total) in opened(probe, reference).items():
+            for example in one_by_one(bar.track(items, total=total, description=of), of):
+                example_squares(model, example, layer_of, loss or own_loss, example_name(counts[of], of), keepers[of])
+                counts[of] += 1
+                damages += along.square()
+                along.zero_()
+            if of == "probe":
+                for name, summed in direction.items():
+                    gains[place[layer_of[name]]] += summed.abs().sum(dtype=torch.float64).item() / counts[of]
+                    summed.sign_()
+    about = described(model, layers, "gains", "one by one: gains need the gradients themselves", counts)
+    return LayerTrace(names, gains.float(), (damages / counts["reference"]).float(), about)

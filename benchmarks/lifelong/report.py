@@ -2,7 +2,8 @@
 
     python -m benchmarks.lifelong.report RUNS.jsonl ... --out FOLDER
 
-writes FOLDER/lifelong.html, which needs nothing beside it, and FOLDER/lifelong-tables.md.
+writes FOLDER/lifelong.html, which needs nothing beside it, lifelong-tables.md, and the pictures of uptake against
+forgetting as lifelong-text.png and lifelong-near.png.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ AXES: dict[Measure, str] = {
     "text": "rise of the NLL on WikiText, nats a token (less is better)",
     "near": "score lost on near facts, nats (less is better)",
 }
-DRAWN = ("adamw", "fp-text", "fp-kept", "deep", "shallow", "random0", "alr-text", "online")
-MAPPED = ("fp-text", "fp-kept", "alr-text", "alr-kept", "online", "online-relative", "online-kept")
+DRAWN = ("adamw", "fp-text", "worth-fp", "deep", "random0", "worth-random0", "online", "replay-text")
+MAPPED = ("fp-text", "worth-fp", "worth-text", "alr-text", "fp-kept", "online")
 
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
+body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 84rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; margin: 1rem 0; font-size: 13px } th, td { padding: .25rem .6rem; text-align: right }
 th { border-bottom: 2px solid #888; vertical-align: bottom } td { border-bottom: 1px solid #ddd }
-th:first-child, td:first-child { text-align: left } img { max-width: 100% } .note { color: #555; max-width: 50rem }
+td:not(:first-child) { white-space: nowrap } th:first-child, td:first-child { text-align: left }
+img { max-width: 100% } .note { color: #555; max-width: 50rem }
 """
 
 
@@ -53,6 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
     (given.out / "lifelong.html").write_text(page(findings, tables), encoding="utf-8")
     markdown = "\n\n".join(f"**{table.title}**\n\n{table.markdown()}\n\n{table.note}" for table in tables)
     (given.out / "lifelong-tables.md").write_text(markdown + "\n", encoding="utf-8")
+    for measure in MEASURES:
+        frontier(findings, measure).savefig(given.out / f"lifelong-{measure}.png", dpi=150)
     print(markdown)
 
 

@@ -110,4 +110,5 @@ def test_traces_from_few_examples_are_compared_with_the_trace_from_all(
 
 def test_memory_growth_sees_what_a_run_holds() -> None:
     grown = growth(lambda: torch.ones(50_000_000))
-    assert grown is None or 200e6 <= grown < 260e6
+    # Not to the byte: the process may have had some free pages, and the allocator takes some more.
+    assert grown is None or 180e6 < grown < 260e6

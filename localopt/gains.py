@@ -73,7 +73,7 @@ def trace_gains(
 
     def project(name: str, gradient: Tensor) -> None:
         if name in direction:
-            along[place[layer_of[name]]] += (gradient.to_dense() * direction[name]).sum(dtype=torch.float32).item()
+            along[place[layer_of[name]]] += (gradient.to_dense() * direction[name]).sum().item()
 
     counts = {"probe": 0, "reference": 0}
     with borrowed(model), progress_bar(progress) as bar:
@@ -86,7 +86,7 @@ def trace_gains(
                 along.zero_()
             if of == "probe":
                 for name, summed in direction.items():
-                    gains[place[layer_of[name]]] += summed.abs().sum(dtype=torch.float64).item() / counts[of]
+                    gains[place[layer_of[name]]] += summed.abs().sum().item() / counts[of]
                     summed.sign_()
     about = described(model, layers, "gains", "one by one: gains need the gradients themselves", counts)
     return LayerTrace(names, gains.float(), (damages / counts["reference"]).float(), about)

@@ -16,6 +16,7 @@ Norms, which `trace_layers` measures, do not see whether the two gradients point
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from localopt.examples import one_by_one
 from localopt.layer_trace import LayerTrace
 from localopt.layers import Layers
-from localopt.measure import Keep, Loss, add_up, borrowed, example_name, example_squares, own_loss
+from localopt.measure import Loss, add_up, borrowed, example_name, example_squares, own_loss
 from localopt.trace import described, opened, progress_bar, trained_layers
 
 
@@ -64,29 +65,63 @@ def trace_gains(
         >>> trace.metadata["average"], trace.frozen_parameters().scales.keys()
         ('gains', dict_keys(['0', '1']))
     """
+    step = first_step(model, probe, reference, layers=layers, loss=loss, progress=progress)
+    counts = {"probe": step.examples, "reference": len(step.moves)}
+    about = described(model, layers, "gains", "one by one: gains need the gradients themselves", counts)
+    return LayerTrace(step.layers, step.gains.float(), step.moves.square().mean(0).float(), about)
+
+
+@dataclass(frozen=True, eq=False)
+class FirstStep:
+    """How losses move along -u, per unit of learning rate.
+
+    Attributes:
+        layers: the L layer names.
+        gains: fall of the probe's mean loss by the part of the step in each layer, float64 of shape (L,).
+        moves: fall of the loss of each of E examples of the reference, likewise, (E, L).
+        examples: of the probe.
+    """
+
+    layers: tuple[str, ...]
+    gains: Tensor
+    moves: Tensor
+    examples: int
+
+
+def first_step(
+    model: nn.Module,
+    probe: Iterable[Any],
+    reference: Iterable[Any],
+    *,
+    layers: Layers = "sublayer",
+    loss: Loss | None = None,
+    progress: bool = False,
+) -> FirstStep:
+    """Measure what :func:`trace_gains` makes a trace of; arguments and errors are the same."""
     layer_of = trained_layers(model, layers)
     names = tuple(dict.fromkeys(layer_of.values()))
     place = {layer: i for i, layer in enumerate(names)}
-    gains, damages = torch.zeros(2, len(names), dtype=torch.float64)
     direction: dict[str, Tensor] = {}
-    along = torch.zeros(len(names), dtype=torch.float64)
+    gains = torch.zeros(len(names), dtype=torch.float64)
+    moves: list[Tensor] = []
 
     def project(name: str, gradient: Tensor) -> None:
         if name in direction:
-            along[place[layer_of[name]]] += (gradient.to_dense() * direction[name]).sum().item()
+            moves[-1][place[layer_of[name]]] += (gradient.to_dense() * direction[name]).sum().item()
 
-    counts = {"probe": 0, "reference": 0}
+    count = 0
     with borrowed(model), progress_bar(progress) as bar:
-        keepers: dict[str, Keep] = {"probe": partial(add_up, direction), "reference": project}
-        for of, (items, total) in opened(probe, reference).items():
-            for example in one_by_one(bar.track(items, total=total, description=of), of):
-                example_squares(model, example, layer_of, loss or own_loss, example_name(counts[of], of), keepers[of])
-                counts[of] += 1
-                damages += along.square()
-                along.zero_()
-            if of == "probe":
-                for name, summed in direction.items():
-                    gains[place[layer_of[name]]] += summed.abs().sum().item() / counts[of]
-                    summed.sign_()
-    about = described(model, layers, "gains", "one by one: gains need the gradients themselves", counts)
-    return LayerTrace(names, gains.float(), (damages / counts["reference"]).float(), about)
+        sides = opened(probe, reference)
+        items, total = sides["probe"]
+        for count, example in enumerate(one_by_one(bar.track(items, total=total, description="probe"), "probe"), 1):
+            where = example_name(count - 1, "probe")
+            example_squares(model, example, layer_of, loss or own_loss, where, partial(add_up, direction))
+        for name, summed in direction.items():
+            gains[place[layer_of[name]]] += summed.abs().sum().item() / count
+            summed.sign_()
+        items, total = sides["reference"]
+        for example in one_by_one(bar.track(items, total=total, description="reference"), "reference"):
+            where = example_name(len(moves), "reference")
+            moves.append(torch.zeros(len(names), dtype=torch.float64))
+            example_squares(model, example, layer_of, loss or own_loss, where, project)
+    return FirstStep(names, gains, torch.stack(moves), count)

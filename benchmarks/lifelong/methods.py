@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from benchmarks.lifelong.corrections import Correction, gated, projected, pulled, pulled_by, recalled
 from benchmarks.lifelong.replay import Replay
 from benchmarks.lifelong.rules import (
     Online,
     Rule,
     Scales,
+    by_size,
     careful,
     depth,
     everything,
@@ -27,6 +29,7 @@ from benchmarks.lifelong.rules import (
     redrawn,
     relative,
     rescaled,
+    together,
     uniform,
     without_embedding,
     worth,
@@ -43,22 +46,24 @@ from localopt.policies import AboveMean, Fixed
 class Entry:
     """A method with what a table says of it.
 
-    `plan`: the scales of the layers. `replay`: what is read along with the passages. `pull`: strength of the pull to
-    the start. `lora`: rank of adapters that are trained instead of the weights. `rate`: what the sweep's rate is
-    multiplied by, for methods that need another order of magnitude.
+    `plan`: the scales of the layers. `replay`: what is read along with the passages. `correct`: what is done to the
+    weights around every step. `lora`: rank of adapters that are trained instead of the weights. `rate`: what the
+    sweep's rate is multiplied by, for methods that need another order of magnitude.
     """
 
     about: str
     plan: Rule
     replay: Replay | None = None
-    pull: float = 0.0
+    correct: Correction | None = None
     lora: int = 0
     rate: float = 1.0
 
 
 _KEPT, _TEXT, _WORTH = frozen("kept"), frozen("text"), worthwhile("text")
 _LORA = {"lora": 16, "rate": 10.0}
-_PULL = 100.0  # with a rate of 1.5e-4 a step's pull is 1.5%; over a run of 24 steps, a sixth of the way back
+_STRENGTH = 100.0  # with a rate of 1.5e-4 a step's pull is 1.5%; over a run of 24 steps, a sixth of the way back
+_PULL = pulled(_STRENGTH)
+_RECADAM = recalled(_STRENGTH, speed=0.5, middle=6)  # of 24 steps
 METHODS: dict[str, Entry] = {
     # The paper's rules and their controls.
     "adamw": Entry("AdamW on everything", everything),
@@ -87,8 +92,10 @@ METHODS: dict[str, Entry] = {
     # Peers.
     "lora": Entry("LoRA, ten times the rate", everything, **_LORA),  # type: ignore[arg-type]
     "fp-text-lora": Entry("LoRA on the layers of TGL+FP against text", _TEXT, **_LORA),  # type: ignore[arg-type]
-    "pull": Entry("AdamW, pulled to the start", everything, pull=_PULL),
-    "fp-text-pull": Entry("TGL+FP against text, pulled to the start", _TEXT, pull=_PULL),
+    "pull": Entry("AdamW, pulled to the start", everything, correct=_PULL),
+    "fp-text-pull": Entry("TGL+FP against text, pulled to the start", _TEXT, correct=_PULL),
+    "recadam": Entry("RecAdam", everything, correct=_RECADAM),
+    "fp-text-recadam": Entry("TGL+FP against text, with RecAdam", _TEXT, correct=_RECADAM),
     "lisa": Entry("LISA: an eighth of the layers, drawn anew every 2 steps", redrawn(0.125, 2)),
     "half": Entry("half fine-tuning: half of the layers, drawn anew every epoch", redrawn(0.5, 8)),
     "badam": Entry("BAdam: a layer at a time, in random order", online(lambda: Cyclic(every=1, order="random"))),
@@ -107,6 +114,11 @@ METHODS: dict[str, Entry] = {
     "worth-kept": Entry("rates by gain over damage to facts to keep", worth("kept")),
     "careful-text": Entry("rates N_new / N_text^2, clipped to [.1, 1]", careful("text")),
     "careful": Entry("rates N_new / N_K^2, clipped to [.1, 1]", careful("kept")),
+    "together-fp": Entry("layers by gain over damage to text, all together", together("text")),
+    "gated": Entry("AdamW, changes against text shortened", everything, correct=gated("text", slope=10.0)),
+    "projected": Entry("AdamW, what raises the loss on text taken out", everything, correct=projected("text")),
+    "pull-kept": Entry("AdamW, pulled to the start by N_K^2", everything, correct=pulled_by("kept", _STRENGTH)),
+    "relative-change": Entry("rates in proportion to the weights, clipped to [.1, 1]", by_size),
     "mlp": Entry("all MLPs", kinds("mlp")),
     "attention": Entry("all attentions", kinds("attention")),
     "loudest-text": Entry("a quarter of the layers, traced against text", loudest("text", 0.25)),

@@ -10,15 +10,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.lifelong.passages import SPLITS, answers_in_passages
 from benchmarks.lifelong.start import plain_text
 from localopt import trace_gains, trace_layers
+from localopt.examples import one_by_one
+from localopt.gains import first_step
 from localopt.layer_trace import LayerTrace
+from localopt.layers import partition
+from localopt.measure import add_up, borrowed, example_name, example_squares, own_loss
 from localopt.probes import Example, Probe, encode, read_probes
 
 EXAMPLES = 64
@@ -71,6 +77,44 @@ class Norms:
             self._keep(key, dict(zip(trace.layers, trace.relative_norms.tolist(), strict=True)))
         return self.known[key]
 
+    def together(self, half: str, reference: str) -> dict[str, float]:
+        """The rates of layers that win most on a half's news for what they cost a set to keep, as one step.
+
+        Unlike `worth` it knows that what one layer does to an example another may undo. With gains g and moves M, of
+        E examples, the rates are the s >= 0 that maximize <g, s> - s^T C s / 2, C = M^T M / E, of which what is beside
+        the diagonal is halved: it is not well known from so few examples.
+        """
+        key = f"together {half} {reference}"
+        if key not in self.known:
+            self.at_start()
+            step = first_step(self.model, self.examples(half), self.examples(reference))
+            cost = step.moves.T @ step.moves / len(step.moves)
+            cost = (cost + cost.diag().diag()) / 2
+            self._keep(key, dict(zip(step.layers, best_rates(step.gains, cost).tolist(), strict=True)))
+        return self.known[key]
+
+    def sizes(self) -> dict[str, float]:
+        """Root mean square of the weights of each layer at the start."""
+        self.at_start()
+        found: dict[str, list[Tensor]] = {}
+        parameters = dict(self.model.named_parameters())
+        for name, layer in partition(parameters, "sublayer").items():
+            found.setdefault(layer, []).append(parameters[name].detach().flatten())
+        return {layer: torch.cat(parts).square().mean().sqrt().item() for layer, parts in found.items()}
+
+    def mean_gradient(self, name: str) -> dict[Tensor, Tensor]:
+        """The mean gradient of the loss over a set at the start, by parameter."""
+        self.at_start()
+        parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        layer_of = partition(parameters, "sublayer")
+        sums: dict[str, Tensor] = {}
+        examples = list(one_by_one(self.examples(name), name))
+        with borrowed(self.model):
+            for number, example in enumerate(examples):
+                where = example_name(number, name)
+                example_squares(self.model, example, layer_of, own_loss, where, partial(add_up, sums))
+        return {parameters[name]: value / len(examples) for name, value in sums.items()}
+
     def _keep(self, name: str, values: dict[str, float]) -> None:
         self.known[name] = values
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -95,3 +139,17 @@ def kept_facts(prepared: Path, kind: str, count: int) -> list[Probe]:
     order = torch.Generator().manual_seed(0)
     near, far = ([side[int(i)] for i in torch.randperm(len(side), generator=order)] for side in sides)
     return {"near": near[:count], "far": far[:count], "kept": near[: count - count // 2] + far[: count // 2]}[kind]
+
+
+def best_rates(gains: Tensor, cost: Tensor) -> Tensor:
+    """The s >= 0 that maximize <gains, s> - s^T cost s / 2, (L,), by coordinate ascent.
+
+    >>> best_rates(torch.tensor([1.0, 1.0]), torch.tensor([[1.0, 2.0], [2.0, 8.0]]))
+    tensor([1., 0.])
+    """
+    rates = torch.zeros_like(gains)
+    for _ in range(1000):
+        for i in range(len(rates)):
+            rest = gains[i] - cost[i] @ rates + cost[i, i] * rates[i]
+            rates[i] = (rest / cost[i, i]).clamp(min=0.0)
+    return rates

@@ -144,6 +144,27 @@ def worthwhile(reference: str) -> Rule:
     return scales
 
 
+def together(reference: str) -> Rule:
+    """The layers whose rate is above the mean where gain and damage are weighed for all layers as one step."""
+
+    def scales(case: Case) -> Scales:
+        found = case.norms.together(case.half, reference)
+        mean = sum(found.values()) / len(found)
+        return {layer: float(value > mean) for layer, value in found.items()}
+
+    return scales
+
+
+def by_size(case: Case) -> Scales:
+    """Rates in proportion to the weights of a layer, their mean 1, clipped to [0.1, 1].
+
+    The steps of Adam have one size for every weight, so this bounds how far a layer changes relative to itself.
+    """
+    sizes = case.norms.sizes()
+    mean = sum(sizes.values()) / len(sizes)
+    return {layer: min(1.0, max(0.1, size / mean)) for layer, size in sizes.items()}
+
+
 def loudest(reference: str, share: float) -> Rule:
     """TGL + FP with a share of the layers instead of those above the mean."""
 

@@ -17,7 +17,6 @@ from benchmarks.lifelong.exam import Exam
 from benchmarks.lifelong.methods import METHODS, layer_names, make_optimizer
 from benchmarks.lifelong.norms import Norms, kept_facts
 from benchmarks.lifelong.passages import lessons
-from benchmarks.lifelong.pull import Pull
 from benchmarks.lifelong.replay import Replay, replayed
 from benchmarks.lifelong.rules import Case
 from benchmarks.lifelong.start import Weights, place
@@ -69,8 +68,8 @@ class Bench:
         torch.manual_seed(cell.seed)  # adapters begin at random
         with adapted(self.model, method.lora) as trained:
             optimizer = make_optimizer(trained, method.rate * cell.lr, plan)
-            if method.pull:
-                optimizer.register_step_post_hook(Pull(optimizer, method.pull))
+            if method.correct:
+                method.correct(case, trained, optimizer)
             watch = Watch(trained, optimizer, plan)
             reset_peak()
             began, busy = time.perf_counter(), time.process_time()

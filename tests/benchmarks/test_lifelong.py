@@ -25,7 +25,7 @@ from localopt.errors import InputError
 from localopt.models import load_model
 from tests.benchmarks.invented import save_learned_model, write_data
 
-METHODS_RUN = ["adamw", "fp-text", "online", "fp-text-replay", "fp-text-lora", "pull"]
+METHODS_RUN = ["adamw", "fp-text", "online", "fp-text-replay", "fp-text-lora", "gated"]
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,21 @@
-"""What a method may have beside its layers: replay, a pull to the start, adapters. And how stable traces are."""
+"""What a method may have beside its layers: replay, corrections of its steps, adapters. And how stable traces are."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.lifelong import prepare, stability
 from benchmarks.lifelong.adapters import adapted
+from benchmarks.lifelong.corrections import Correction, gated, projected, pulled, pulled_by, recalled
 from benchmarks.lifelong.methods import make_optimizer
-from benchmarks.lifelong.pull import Pull
+from benchmarks.lifelong.norms import best_rates
 from benchmarks.lifelong.replay import SEQUENCES, replayed
+from benchmarks.lifelong.rules import Case
 from benchmarks.lifelong.start import plain_text
 from benchmarks.memory import growth
 from localopt import LocalizedOptimizer
@@ -36,23 +39,112 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
     return folder
 
 
+@dataclass
+class Known:
+    """What a case knows of a model: norms of its layers, and mean gradients."""
+
+    norms: dict[str, float] = field(default_factory=dict)
+    gradients: dict[Tensor, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> dict[str, float]:
+        return self.norms
+
+    def mean_gradient(self, name: str) -> dict[Tensor, Tensor]:
+        return self.gradients
+
+
+def case(known: Known) -> Case:
+    return Case((), "A", 0, known)  # type: ignore[arg-type]
+
+
+class Vector(nn.Module):
+    """One layer of one vector."""
+
+    def __init__(self, *values: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(values))
+
+
+def after_steps(correction: Correction, model: Vector, *gradients: list[float], known: Known | None = None) -> Tensor:
+    """The weights after steps of SGD at a rate of 0.1 along these gradients."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    correction(case(known or Known()), model, optimizer)
+    for gradient in gradients:
+        model.weight.grad = torch.tensor(gradient)
+        optimizer.step()
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    return model.weight.detach()
+
+
 def test_a_pull_moves_weights_towards_the_start_in_proportion_to_the_rate() -> None:
-    weight = nn.Parameter(torch.tensor([1.0, -2.0]))
-    optimizer = torch.optim.SGD([weight], lr=0.1)
-    optimizer.register_step_post_hook(Pull(optimizer, 2.0))
-    weight.grad = torch.tensor([10.0, 0.0])
-    optimizer.step()  # to 0, then a fifth of the way back to 1
-    torch.testing.assert_close(weight.detach(), torch.tensor([0.2, -2.0]))
+    # To 0, then a fifth of the way back to 1.
+    found = after_steps(pulled(2.0), Vector(1.0, -2.0), [10.0, 0.0])
+    torch.testing.assert_close(found, torch.tensor([0.2, -2.0]))
 
 
 def test_a_pull_works_through_the_wrapper_too() -> None:
     network = nn.Linear(2, 1, bias=False)
     start = network.weight.detach().clone()
     optimizer = LocalizedOptimizer(torch.optim.SGD(network.parameters(), lr=1.0), network)
-    optimizer.register_step_post_hook(Pull(optimizer, 1.0))
+    pulled(1.0)(case(Known()), network, optimizer)
     network(torch.ones(2)).backward()
     optimizer.step()
     torch.testing.assert_close(network.weight.detach(), start)
+
+
+def test_a_pull_by_norms_holds_the_layers_that_matter_to_what_is_kept() -> None:
+    network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    for layer in network:
+        nn.init.ones_(layer.weight)  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    pulled_by("kept", 1.0)(case(Known(norms={"0": 1.0, "1": 3.0})), network, optimizer)
+    for layer in network:
+        layer.weight.grad = torch.full((1, 1), 10.0)
+    optimizer.step()  # both to 0, then 0.1 * 1 / 5 and 0.1 * 9 / 5 of the way back to 1
+    assert [round(layer.weight.item(), 6) for layer in network] == [0.02, 0.18]  # type: ignore[operator]
+
+
+def test_recadam_goes_from_pulling_to_training() -> None:
+    half = after_steps(recalled(0.0, speed=50.0, middle=0.0), Vector(1.0), [10.0])
+    torch.testing.assert_close(half, torch.tensor([0.5]))  # in the middle, at half the rate
+    early = after_steps(recalled(10.0, speed=50.0, middle=5.0), Vector(1.0), [10.0], [10.0])
+    torch.testing.assert_close(early, torch.tensor([1.0]))  # long before it, pulling alone
+    late = after_steps(recalled(10.0, speed=50.0, middle=-5.0), Vector(1.0), [10.0], [10.0])
+    torch.testing.assert_close(late, torch.tensor([-1.0]))  # long after it, training alone
+
+
+def test_a_gate_shortens_changes_against_what_is_kept_and_no_others() -> None:
+    model = Vector(0.0, 0.0)
+    known = Known(gradients={model.weight: torch.tensor([1.0, 0.0])})
+    # The loss on what is kept rises with the first weight; of a change straight against it a tenth is left.
+    found = after_steps(gated("text", slope=10.0), model, [-10.0, 0.0], known=known)
+    torch.testing.assert_close(found, torch.tensor([0.1, 0.0]))
+    found = after_steps(gated("text", slope=10.0), model, [1.0, 10.0], known=known)
+    torch.testing.assert_close(found, torch.tensor([0.0, -1.0]))
+
+
+def test_a_projection_takes_out_what_raises_the_loss_on_what_is_kept() -> None:
+    model = Vector(0.0, 0.0)
+    known = Known(gradients={model.weight: torch.tensor([2.0, 0.0])})
+    found = after_steps(projected("text"), model, [-10.0, 10.0], known=known)
+    torch.testing.assert_close(found, torch.tensor([0.0, -1.0]))
+    found = after_steps(projected("text"), model, [10.0, 0.0], known=known)
+    torch.testing.assert_close(found, torch.tensor([-1.0, -1.0]))
+
+
+def test_rates_chosen_together_are_no_worse_than_any_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    moves = torch.randn(8, 5, generator=generator).double()
+    gains, cost = torch.rand(5, generator=generator).double(), moves.T @ moves
+
+    def worth(rates: Tensor) -> float:
+        return float(gains @ rates - rates @ cost @ rates / 2)
+
+    best = best_rates(gains, cost)
+    assert best.min() >= 0
+    for _ in range(200):
+        other = (best + 0.05 * torch.randn(5, generator=generator)).clamp(min=0)
+        assert worth(other) <= worth(best) + 1e-9
 
 
 def test_replay_fills_every_epoch_and_never_brings_what_is_tested(prepared: Path, model: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from benchmarks.lifelong.contrasts import CONTRASTS, RANDOM, RANDOM_KEPT, RANDOM_WORTH, Best
 from benchmarks.lifelong.methods import METHODS
 from benchmarks.lifelong.records import Records
 from benchmarks.lifelong.statistics import (
@@ -25,39 +27,7 @@ from benchmarks.lifelong.statistics import (
 from localopt.errors import InputError
 
 Row = dict[str, Any]
-
-RANDOM = ("random0", "random1", "random2", "random3", "random4")
-RANDOM_KEPT = ("random-kept0", "random-kept1", "random-kept2")
-RANDOM_WORTH = ("worth-random0", "worth-random1", "worth-random2", "worth-random3", "worth-random4")
-CONTRASTS: tuple[tuple[str, Sequence[str], Sequence[str]], ...] = (
-    ("tracing against text, or random layers as many", ("fp-text",), RANDOM),
-    ("tracing against text, or the deep half", ("fp-text",), ("deep",)),
-    ("tracing against text, or AdamW", ("fp-text",), ("adamw",)),
-    ("random layers, or AdamW", RANDOM, ("adamw",)),
-    ("tracing against text, or the layers it freezes", ("fp-text",), ("inverted",)),
-    ("tracing against facts to keep, or against text", ("fp-kept",), ("fp-text",)),
-    ("tracing against facts to keep, or AdamW", ("fp-kept",), ("adamw",)),
-    ("tracing against facts to keep, or the deep half", ("fp-kept",), ("deep",)),
-    ("the same, both without the embedding", ("fp-kept-blocks",), ("deep",)),
-    ("the same, both with the embedding", ("fp-kept",), ("deep-embedding",)),
-    ("tracing against facts to keep, or random layers as many", ("fp-kept",), RANDOM_KEPT),
-    ("the deep half, or AdamW", ("deep",), ("adamw",)),
-    ("ALR, or a uniform rate of the same mean", ("alr-text",), ("uniform",)),
-    ("online, or traced beforehand", ("online",), ("fp-text",)),
-    ("online, or AdamW", ("online",), ("adamw",)),
-    ("rates by gain over damage, or AdamW", ("worth-text",), ("adamw",)),
-    ("layers by gain over damage, or AdamW", ("worth-fp",), ("adamw",)),
-    ("layers by gain over damage, or tracing against text", ("worth-fp",), ("fp-text",)),
-    ("layers by gain over damage, or the deep half", ("worth-fp",), ("deep",)),
-    ("layers by gain over damage, or all MLPs", ("worth-fp",), ("mlp",)),
-    ("layers by gain over damage, or random layers as many", ("worth-fp",), RANDOM_WORTH),
-    ("with text replayed: rates by gain over damage, or AdamW", ("worth-text-replay",), ("replay-text",)),
-    ("with text replayed: layers by gain over damage, or AdamW", ("worth-fp-replay",), ("replay-text",)),
-    ("with text replayed: tracing, or AdamW", ("fp-text-replay",), ("replay-text",)),
-    ("with text replayed: the deep half, or AdamW", ("deep-replay",), ("replay-text",)),
-    ("LoRA on traced layers, or on all", ("fp-text-lora",), ("lora",)),
-    ("with a pull to the start: tracing, or AdamW", ("fp-text-pull",), ("pull",)),
-)
+Cell: TypeAlias = tuple[str, int]  # a half and a seed
 
 
 @dataclass(frozen=True)
@@ -103,7 +73,7 @@ class Findings:
 
         That is the one that takes in most where the NLL of the pieces of text kept apart for this rises alike; the
         questions are half A's own, so of what is tested half B alone is untouched by the choice. A method that was run
-        at one rate has that one.
+        at one rate has that one. Random draws of a kind share a rate, that at which most of them were run.
         """
         seed = min(run["seed"] for run in self.records.runs)
         tried: dict[str, dict[float, Path]] = {}
@@ -117,6 +87,11 @@ class Findings:
             for method, paths in tried.items():
                 at = {lr: _mean(uptake_at_levels(path, anchor, "text")[0]) for lr, path in paths.items()}
                 rates[method] = max(at, key=lambda lr: at[lr])
+        for draws in (RANDOM, RANDOM_KEPT, RANDOM_WORTH):
+            ran = {(run["method"], run["lr"]) for run in self.records.runs if run["method"] in draws}
+            if ran:
+                most = Counter(lr for _, lr in ran).most_common(1)[0][0]
+                rates |= {method: most for method, lr in ran if lr == most}
         return {method: rates[method] for method in METHODS if method in rates}
 
     def methods(self) -> Table:
@@ -169,14 +144,17 @@ class Findings:
 
     def contrasts(self) -> Table:
         """The comparisons named beforehand, those whose runs are there."""
+        ran = _cells(self.anchor)
+        first = min(seed for _, seed in ran)
+        apart = {cell for cell in ran if cell[0] == "B"}, {cell for cell in ran if cell[1] != first}
         rows: list[list[str]] = []
         values: list[float] = []
         for about, one, other in CONTRASTS:
             text, near = (self._compare(one, other, measure) for measure in MEASURES)
             if text is None:
                 continue
-            alone = self._compare(one, other, "text", {"B"})
-            row = [about, ", ".join(text.cells), _ratio(text), "yes" if text.capped else "", _ratio(alone)]
+            alone = (self._compare(one, other, "text", cells) for cells in apart)
+            row = [about, ", ".join(text.cells), _ratio(text), "yes" if text.capped else "", *map(_ratio, alone)]
             rows.append([*row, _ratio(near), "yes" if near and near.capped else ""])
             values.append(text.p)
         for row, p in zip(rows, holm(values), strict=True):
@@ -184,9 +162,17 @@ class Findings:
         note = (
             "Ratio of uptakes at equal forgetting, above 1 where the first is better; 95% interval over facts and "
             "texts, p corrected by Holm for the comparisons shown. Bound: one of the two does not forget as much as "
-            "the highest level, and counts with what it took in. Half B: no rate was chosen on it."
+            "the highest level, and counts with what it took in. Half B, other seeds: no rate was chosen on them."
         )
-        header = ["comparison", "runs a side", "ratio at equal WikiText", "p", "bound", "on half B alone"]
+        header = [
+            "comparison",
+            "runs a side",
+            "ratio at equal WikiText",
+            "p",
+            "bound",
+            "on half B alone",
+            "other seeds",
+        ]
         header += ["ratio at equal loss of near facts", "bound"]
         return Table.of_filled("Named comparisons", header, rows, note)
 
@@ -214,30 +200,41 @@ class Findings:
         )
         return Table("Costs and smaller measures", header, rows, note)
 
-    def _shared(self, methods: Sequence[str]) -> set[tuple[str, int]]:
+    def _shared(self, methods: Sequence[str]) -> set[Cell]:
         """(half, seed) that all of these methods ran, and AdamW at the rate that sets the levels."""
         return set.intersection(*map(_cells, [self.anchor, *(self.runs[method] for method in methods)]))
 
-    def _whole(self, side: Sequence[str]) -> list[str]:
-        """Of several random draws those that ran as much as any of them."""
-        there = [method for method in side if method in self.runs]
-        most = max((len(_cells(self.runs[method])) for method in there), default=0)
-        return [method for method in there if len(_cells(self.runs[method])) == most]
+    def _draws(self, side: Sequence[str], cells: Collection[Cell]) -> list[str]:
+        """The methods of a side that ran some of these cells; of `Best` the one that takes in most.
 
-    def _path(self, method: str, cells: set[tuple[str, int]]) -> Path:
+        Of several random draws some may have run more than others: those with which most runs can be compared.
+        """
+        ran = {method: _cells(self.runs[method]) & set(cells) for method in side if method in self.runs}
+        ran = {method: mine for method, mine in ran.items() if mine}
+        groups = [[other for other in ran if ran[other] >= mine] for mine in ran.values()]
+        there = max(groups, key=lambda group: len(group) * len(set.intersection(*(ran[m] for m in group))), default=[])
+        if isinstance(side, Best) and there:
+            shared = self._shared(there) & set(cells)
+            anchor = self._anchor(shared)
+            at = {method: _mean(uptake_at_levels(self._path(method, shared), anchor, "text")[0]) for method in there}
+            return [max(there, key=lambda method: at[method])]
+        return there
+
+    def _path(self, method: str, cells: set[Cell]) -> Path:
         return self.scores.path(run for run in self.runs[method] if (run["half"], run["seed"]) in cells)
 
-    def _anchor(self, cells: set[tuple[str, int]]) -> Path:
+    def _anchor(self, cells: set[Cell]) -> Path:
         return self.scores.path(run for run in self.anchor if (run["half"], run["seed"]) in cells)
 
     def _compare(
-        self, one: Sequence[str], other: Sequence[str], measure: Measure, halves: Collection[str] = ("A", "B")
+        self, one: Sequence[str], other: Sequence[str], measure: Measure, cells: Collection[Cell] | None = None
     ) -> Comparison | None:
         """None where runs are missing, or AdamW does not certainly forget by this measure: there is no level then."""
-        one, other = self._whole(one), self._whole(other)
+        cells = _cells(self.anchor) if cells is None else cells
+        one, other = self._draws(one, cells), self._draws(other, cells)
         if not one or not other:
             return None
-        shared = {(half, seed) for half, seed in self._shared([*one, *other]) if half in halves}
+        shared = self._shared([*one, *other]) & set(cells)
         if not shared:
             return None
         anchor = self._anchor(shared)
@@ -272,7 +269,7 @@ class Findings:
         return self.scores.fallen(run, run["relearned"], "near")[0] - self.scores.fallen(run, start, "near")[0]
 
 
-def _names(cells: Iterable[tuple[str, int]]) -> tuple[str, ...]:
+def _names(cells: Iterable[Cell]) -> tuple[str, ...]:
     """A half's name, and the seed's where it is not the first.
 
     >>> _names([("B", 0), ("A", 0), ("A", 1)])
@@ -285,7 +282,7 @@ def _named(runs: Sequence[Row]) -> str:
     return ", ".join(_names(_cells(runs)))
 
 
-def _cells(runs: Sequence[Row]) -> set[tuple[str, int]]:
+def _cells(runs: Sequence[Row]) -> set[Cell]:
     return {(run["half"], run["seed"]) for run in runs}
 
 

@@ -69,7 +69,14 @@ class Norms:
         return self.known[name]
 
     def worth(self, half: str, reference: str) -> dict[str, float]:
-        """What a step on each layer wins on a half's news over what it costs a set to keep."""
+        """What a step on each layer wins on a half's news over what it costs a set to keep.
+
+        Of several sets joined by "+" it is the harmonic mean, each first divided by its own: costs add up.
+        """
+        if "+" in reference:
+            parts = [torch.tensor(list(self.worth(half, part).values())) for part in reference.split("+")]
+            costs = torch.stack([part.reciprocal() / part.reciprocal().mean() for part in parts])
+            return dict(zip(self[half], costs.mean(0).reciprocal().tolist(), strict=True))
         key = f"worth {half} {reference}"
         if key not in self.known:
             self.at_start()

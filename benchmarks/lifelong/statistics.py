@@ -235,6 +235,14 @@ def uptake_at_levels(path: Path, adamw: Path, measure: Measure) -> tuple[list[fl
     return [u for u, _, _ in found], np.stack([draws for _, draws, _ in found], 1), [there for _, _, there in found]
 
 
+def lost_at_levels(path: Path, adamw: Path) -> list[float]:
+    """Score lost on near facts where a path's rise on text reaches each level, or at its end."""
+    levels = np.array(LEVELS) * adamw.text.end[0]
+    near, text = (np.tile(curve.mean, (len(levels), 1)) for curve in (path.near, path.text))
+    found: list[float] = crossing(near, text, levels).tolist()
+    return found
+
+
 def compare(
     one: Sequence[Path], other: Sequence[Path], adamw: Path, measure: Measure, cells: tuple[str, ...] = ()
 ) -> Comparison:

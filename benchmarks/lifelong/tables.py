@@ -22,6 +22,7 @@ from benchmarks.lifelong.statistics import (
     compare,
     holm,
     interval,
+    lost_at_levels,
     uptake_at_levels,
 )
 from localopt.errors import InputError
@@ -120,27 +121,32 @@ class Findings:
     def levels(self) -> Table:
         """One row a method: what it takes in where it forgets as much as AdamW does on its way."""
         header = ["method", "rate", "runs", "uptake at 25 / 50 / 75% of AdamW's rise on WikiText", "ratio to AdamW"]
+        header += ["near facts lost there"]
         header += ["at 25 / 50 / 75% of what AdamW loses of near facts", "ratio to AdamW"]
         rows = []
         for method in self.runs:
+            cells = self._shared([method])
             row = [METHODS[method].about, f"{self.rates[method]:g}", _named(self.runs[method])]
             for measure in MEASURES:
                 contrast = self._compare([method], ["adamw"], measure)
-                if contrast is None:
-                    row += ["", ""]
-                    continue
-                cells = self._shared([method])
-                found, _, there = uptake_at_levels(self._path(method, cells), self._anchor(cells), measure)
-                row.append(" / ".join(("" if t else ">= ") + f"{u:.2f}" for u, t in zip(found, there, strict=True)))
-                row.append(_ratio(contrast) if method != "adamw" else "")
+                row.append("" if contrast is None else self._uptakes(method, cells, measure))
+                row.append("" if method == "adamw" else _ratio(contrast))
+                if measure == "text":
+                    lost = lost_at_levels(self._path(method, cells), self._anchor(cells)) if cells else []
+                    row.append(" / ".join(f"{nats:+.2f}" for nats in lost))
             rows.append(row)
         note = (
             f"AdamW's rise and loss: those of its end at a rate of {self.anchor[0]['lr']:g}. Where it does not lose "
             "near facts for certain there is no column for them. Rates were chosen on half A, at equal rise on other "
             "pieces of WikiText. Ratio: of the means of the three, on halves and seeds both ran. >=: the method never "
-            "forgets so much, so this is its uptake at its end."
+            "forgets so much, so this is its uptake at its end. Near facts lost: score, at the points of the path that "
+            "the uptake on the left is of."
         )
         return Table.of_filled("What is taken in at equal forgetting", header, rows, note)
+
+    def _uptakes(self, method: str, cells: set[Cell], measure: Measure) -> str:
+        found, _, there = uptake_at_levels(self._path(method, cells), self._anchor(cells), measure)
+        return " / ".join(("" if t else ">= ") + f"{u:.2f}" for u, t in zip(found, there, strict=True))
 
     def contrasts(self) -> Table:
         """The comparisons named beforehand, those whose runs are there."""

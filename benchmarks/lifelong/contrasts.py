@@ -46,6 +46,8 @@ CONTRASTS: tuple[tuple[str, Sequence[str], Sequence[str]], ...] = (
     ("gain over damage of all layers as one step, or of each", ("together-fp",), ("worth-fp",)),
     ("rates by gain over damage to facts to keep, or to text", ("worth-kept",), ("worth-text",)),
     ("layers by gain over damage to facts to keep, or to text", ("worth-fp-kept",), ("worth-fp",)),
+    ("layers by gain over damage to near facts, or to text", ("worth-fp-near",), ("worth-fp",)),
+    ("layers by gain over damage to near facts, or tracing against facts", ("worth-fp-near",), ("fp-kept",)),
     ("layers by gain over damage to both, or to text", ("worth-fp-both",), ("worth-fp",)),
     ("with text replayed: rates by gain over damage, or AdamW", ("worth-text-replay",), ("replay-text",)),
     ("with text replayed: layers by gain over damage, or AdamW", ("worth-fp-replay",), ("replay-text",)),

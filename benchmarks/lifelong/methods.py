@@ -113,6 +113,7 @@ METHODS: dict[str, Entry] = {
     "worth-fp-replay": Entry("layers with gain over damage above the mean, text replayed", _WORTH, replay="text"),
     "worth-kept": Entry("rates by gain over damage to facts to keep", worth("kept")),
     "worth-fp-kept": Entry("layers with gain over damage to facts to keep above the mean", worthwhile("kept")),
+    "worth-fp-near": Entry("layers with gain over damage to near facts above the mean", worthwhile("near")),
     "worth-fp-both": Entry("layers with gain over damage to text and facts above the mean", worthwhile("text+kept")),
     "careful-text": Entry("rates N_new / N_text^2, clipped to [.1, 1]", careful("text")),
     "careful": Entry("rates N_new / N_K^2, clipped to [.1, 1]", careful("kept")),

@@ -55,5 +55,8 @@ CONTRASTS: tuple[tuple[str, Sequence[str], Sequence[str]], ...] = (
     ("with text replayed: the deep half, or AdamW", ("deep-replay",), ("replay-text",)),
     ("LoRA on traced layers, or on all", ("fp-text-lora",), ("lora",)),
     ("with a pull to the start: tracing, or AdamW", ("fp-text-pull",), ("pull",)),
+    ("with a pull to the start: layers by gain over damage, or AdamW", ("worth-fp-pull",), ("pull",)),
+    ("layers by gain over damage: pulled to the start, or not", ("worth-fp-pull",), ("worth-fp",)),
+    ("a pull to the start, or AdamW", ("pull",), ("adamw",)),
     ("with RecAdam: tracing, or all layers", ("fp-text-recadam",), ("recadam",)),
 )

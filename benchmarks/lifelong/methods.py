@@ -111,6 +111,7 @@ METHODS: dict[str, Entry] = {
     "worth-random3": Entry("random layers as many, fourth draw", matched(_WORTH, 3)),
     "worth-random4": Entry("random layers as many, fifth draw", matched(_WORTH, 4)),
     "worth-fp-replay": Entry("layers with gain over damage above the mean, text replayed", _WORTH, replay="text"),
+    "worth-fp-pull": Entry("layers with gain over damage above the mean, pulled to the start", _WORTH, correct=_PULL),
     "worth-kept": Entry("rates by gain over damage to facts to keep", worth("kept")),
     "worth-fp-kept": Entry("layers with gain over damage to facts to keep above the mean", worthwhile("kept")),
     "worth-fp-near": Entry("layers with gain over damage to near facts above the mean", worthwhile("near")),

@@ -28,8 +28,9 @@ AXES: dict[Measure, str] = {
     "text": "rise of the NLL on WikiText, nats a token (less is better)",
     "near": "score lost on near facts, nats (less is better)",
 }
-DRAWN = ("adamw", "fp-text", "worth-fp", "deep", "random0", "worth-random0", "online", "replay-text")
-MAPPED = ("fp-text", "worth-fp", "worth-text", "alr-text", "fp-kept", "online")
+DRAWN = ("adamw", "random2", "deep", "online", "fp-text", "fp-kept", "pull", "worth-fp")
+DRAWN += ("replay-text", "worth-fp-replay")
+MAPPED = ("fp-text", "fp-kept", "worth-fp", "worth-text", "alr-text", "online")
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 84rem; margin: 2rem auto; padding: 0 1rem }

@@ -112,7 +112,9 @@ METHODS: dict[str, Entry] = {
     "worth-random4": Entry("random layers as many, fifth draw", matched(_WORTH, 4)),
     "worth-fp-replay": Entry("layers with gain over damage above the mean, text replayed", _WORTH, replay="text"),
     "worth-fp-pull": Entry("layers with gain over damage above the mean, pulled to the start", _WORTH, correct=_PULL),
-    "worth-fp-replay-pull": Entry("the same, text replayed", _WORTH, replay="text", correct=_PULL),
+    "worth-fp-replay-pull": Entry(
+        "layers with gain over damage, pulled, text replayed", _WORTH, replay="text", correct=_PULL
+    ),
     "deep-pull": Entry("deep half of the blocks, pulled to the start", depth(True), correct=_PULL),
     "worth-random4-pull": Entry(
         "random layers as many, fifth draw, pulled to the start", matched(_WORTH, 4), correct=_PULL

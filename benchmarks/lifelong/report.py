@@ -28,7 +28,7 @@ AXES: dict[Measure, str] = {
     "text": "rise of the NLL on WikiText, nats a token (less is better)",
     "near": "score lost on near facts, nats (less is better)",
 }
-DRAWN = ("adamw", "random2", "deep", "online", "fp-text", "fp-kept", "pull", "worth-fp")
+DRAWN: tuple[str, ...] = ("adamw", "random2", "deep", "online", "fp-text", "pull", "worth-fp", "worth-fp-pull")
 DRAWN += ("replay-text", "worth-fp-replay")
 MAPPED = ("fp-text", "fp-kept", "worth-fp", "worth-text", "alr-text", "online")
 

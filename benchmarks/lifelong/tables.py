@@ -61,7 +61,7 @@ class Findings:
         self.anchor = [run for run in records.runs if (run["method"], run["lr"]) == ("adamw", first)]
         self.rates = self._rates()
         self.runs: dict[str, list[Row]] = {
-            method: [run for run in records.runs if (run["method"], run["lr"]) == (method, rate)]
+            method: _balanced([run for run in records.runs if (run["method"], run["lr"]) == (method, rate)])
             for method, rate in self.rates.items()
         }
 
@@ -290,6 +290,12 @@ def _named(runs: Sequence[Row]) -> str:
 
 def _cells(runs: Sequence[Row]) -> set[Cell]:
     return {(run["half"], run["seed"]) for run in runs}
+
+
+def _balanced(runs: Sequence[Row]) -> list[Row]:
+    """The runs of the seeds that were run on as many halves as any: means over others would lean to one half."""
+    halves = Counter(run["seed"] for run in runs)
+    return [run for run in runs if halves[run["seed"]] == max(halves.values())]
 
 
 def _mean(values: Any) -> float:

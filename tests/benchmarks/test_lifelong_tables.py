@@ -61,6 +61,14 @@ def test_the_best_draw_is_the_one_that_takes_in_most() -> None:
     assert Best(RANDOM) == RANDOM
 
 
+def test_a_seed_that_was_run_on_one_half_alone_does_not_count_yet() -> None:
+    found = swept(("adamw", 1e-4, 0, 1.0), ("deep", 1e-4, 0, 1.0), ("deep", 1e-4, 1, 3.0))
+    found.runs.pop()
+    assert {run["seed"] for run in Findings(found).runs["deep"]} == {0}
+    found.runs = [run for run in found.runs if run["half"] == "A" or run["method"] == "adamw"]
+    assert {run["seed"] for run in Findings(found).runs["deep"]} == {0, 1}
+
+
 @pytest.mark.parametrize("missing", ["adamw", "deep"])
 def test_comparisons_without_runs_are_left_out(missing: str) -> None:
     runs = [run for run in [("adamw", 1e-4, 0, 1.0), ("deep", 1e-4, 0, 1.0)] if run[0] != missing]

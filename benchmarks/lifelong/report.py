@@ -36,7 +36,7 @@ STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 84rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; margin: 1rem 0; font-size: 13px } th, td { padding: .25rem .6rem; text-align: right }
 th { border-bottom: 2px solid #888; vertical-align: bottom } td { border-bottom: 1px solid #ddd }
-td:not(:first-child) { white-space: nowrap } th:first-child, td:first-child { text-align: left }
+td:not(:first-child) { white-space: nowrap } th:first-child, td:first-child { text-align: left; min-width: 15rem }
 img { max-width: 100% } .note { color: #555; max-width: 50rem }
 """
 

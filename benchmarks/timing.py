@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from benchmarks.contenders import Contender
+from benchmarks.speed.contenders import Contender
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ from localopt.policies import (
     Smoothed,
     TopK,
 )
-from localopt.report import Report
+from localopt.steps.report import Report
 
 if TYPE_CHECKING:
-    from localopt.gains import trace_gains
-    from localopt.layer_trace import LayerTrace
-    from localopt.trace import trace_layers
+    from localopt.tracing.gains import trace_gains
+    from localopt.tracing.layer_trace import LayerTrace
+    from localopt.tracing.trace import trace_layers
 
 __version__ = "0.1.0"
 
@@ -58,11 +58,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # The optimizer needs torch alone; tracing also brings safetensors and rich, so it waits until it is asked for.
     if name in ("LayerTrace", "trace_layers"):
-        from localopt import trace
+        from localopt.tracing import trace
 
         return getattr(trace, name)
     if name == "trace_gains":
-        from localopt.gains import trace_gains
+        from localopt.tracing.gains import trace_gains
 
         return trace_gains
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

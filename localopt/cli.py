@@ -18,7 +18,7 @@ from rich.console import Console
 from localopt.errors import InputError, writing
 
 if TYPE_CHECKING:
-    from localopt.layer_trace import LayerTrace
+    from localopt.tracing.layer_trace import LayerTrace
 
 app = typer.Typer(
     help="Keep a language model up to date: find the layers new knowledge lives in, train those, leave the rest alone.",
@@ -77,13 +77,13 @@ def trace(
 
     In the table, "FP trains" is what `train --method freeze` does, "ALR" the factor on the rate by `--method rescale`.
     """
-    from localopt.gains import trace_gains
-    from localopt.models import load_model
     from localopt.plots import check_picture
-    from localopt.probes import encode, read_probes, read_reference
-    from localopt.processes import processes
-    from localopt.trace import trace_layers
-    from localopt.train import refuse_longer
+    from localopt.pretraining.models import load_model
+    from localopt.pretraining.probes import encode, read_probes, read_reference
+    from localopt.pretraining.processes import processes
+    from localopt.pretraining.train import refuse_longer
+    from localopt.tracing.gains import trace_gains
+    from localopt.tracing.trace import trace_layers
 
     _refuse_existing(out, plot)
     if plot is not None:
@@ -165,14 +165,14 @@ def train(
     A run that was killed goes on from its last checkpoint with the same command and --resume. `torchrun -m localopt
     train ...` shares each step's sequences among several processes.
     """
-    from localopt.layer_trace import LayerTrace
-    from localopt.models import load_model
-    from localopt.probes import read_corpus
-    from localopt.processes import processes
-    from localopt.results import history_table, save_picture
-    from localopt.scoring import read_sets
-    from localopt.train import Settings, refuse_taken
-    from localopt.train import train as run
+    from localopt.pretraining.models import load_model
+    from localopt.pretraining.probes import read_corpus
+    from localopt.pretraining.processes import processes
+    from localopt.pretraining.results import history_table, save_picture
+    from localopt.pretraining.scoring import read_sets
+    from localopt.pretraining.train import Settings, refuse_taken
+    from localopt.pretraining.train import train as run
+    from localopt.tracing.layer_trace import LayerTrace
 
     refuse_taken(out, resume)
     settings = Settings(method, lr, epochs, batch_size, seq_len, bf16, seed)
@@ -209,8 +209,8 @@ def evaluate(
 
     The loss (NLL) is in nats a token. An answer is ranked first if greedy decoding after its prompt would write it.
     """
-    from localopt.models import load_model
-    from localopt.scoring import read_sets, score_sets, score_table, scores_to_json
+    from localopt.pretraining.models import load_model
+    from localopt.pretraining.scoring import read_sets, score_sets, score_table, scores_to_json
 
     sets = read_sets(probe or [], reference)
     if not sets:
@@ -240,7 +240,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _placed(network: Any) -> Any:
     """Put a model on this process's accelerator, if there is one."""
-    from localopt.processes import processes
+    from localopt.pretraining.processes import processes
 
     return network.to(processes().device)
 

@@ -25,8 +25,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import StateDict
 
-from localopt import checkpoint
-from localopt.checks import (
+from localopt.layers import Layers
+from localopt.policies.protocol import Policy, bind, inspect, is_binary, is_constant, state_tensors
+from localopt.policies.rules import AboveMean
+from localopt.signals import clip_factor, layer_norms, segments
+from localopt.steps import checkpoint
+from localopt.steps.checks import (
     refuse_at_construction,
     refuse_nonfinite,
     refuse_rebuilt,
@@ -34,16 +38,12 @@ from localopt.checks import (
     refuse_shape,
     refuse_toggled,
 )
-from localopt.fused import can_fuse, fused_step
-from localopt.layers import Layers
-from localopt.naming import Layout, lay_out, parameter_names, unpack, weights_by_layer
-from localopt.norms import clip_factor, layer_norms, segments
-from localopt.policies import AboveMean
-from localopt.protocol import Policy, bind, inspect, is_binary, is_constant, state_tensors
-from localopt.report import Report
-from localopt.sharding import Sharding, local, reduced, sharding
-from localopt.updates import split_step
-from localopt.wrapper import OptimizerWrapper
+from localopt.steps.fused import can_fuse, fused_step
+from localopt.steps.layout import Layout, lay_out, parameter_names, unpack, weights_by_layer
+from localopt.steps.report import Report
+from localopt.steps.sharding import Sharding, local, reduced, sharding
+from localopt.steps.split import split_step
+from localopt.steps.wrapper import OptimizerWrapper
 
 
 class LocalizedOptimizer(OptimizerWrapper):

@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from localopt.cli import main
-from localopt.evaluate import evaluate, evaluate_text
-from localopt.history import History
-from localopt.layer_trace import LayerTrace
-from localopt.models import load_model
-from localopt.probes import encode, encode_text, read_corpus, read_probes
-from localopt.trace import trace_layers
+from localopt.pretraining.evaluate import evaluate, evaluate_text
+from localopt.pretraining.history import History
+from localopt.pretraining.models import load_model
+from localopt.pretraining.probes import encode, encode_text, read_corpus, read_probes
+from localopt.tracing.layer_trace import LayerTrace
+from localopt.tracing.trace import trace_layers
 from tests.tiny_files import contents, full_disk, write_inputs, write_lines
 from tests.tiny_lm import tiny_model, tiny_tokenizer
 

@@ -1,86 +1,65 @@
-"""Examples and batches of any form come out one row at a time."""
+"""Every file in examples/ runs as it stands; those for torchrun have a test of their own."""
 
 from __future__ import annotations
 
-from collections import UserDict
-from typing import Any
+import ast
+import multiprocessing
+import os
+import runpy
+from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
-from localopt.errors import InputError
-from localopt.examples import moved, one_by_one
-
-
-def rows(item: Any) -> list[Any]:
-    return list(one_by_one([item]))
-
-
-def same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor):
-        return isinstance(other, Tensor) and one.shape == other.shape and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
-    if isinstance(one, tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "examples").glob("*.py"))
+SAYS = {
+    "export_settings": "unfrozen_parameters:\n- ^model",
+    "lora": "adapter matrices left to train",
+    "mixed_precision": "0 steps skipped",  # the scaler skipped them before the optimizer was asked
+    "plain_torch": "of the parameters updated",
+    "pulled": "from the start",
+    "traced": "TGL + ALR: all tensors trained",
+    "trainer": "6 of 11 layers updated",
+    "trainer_factory": "ended with the same weights",
+    "with_accelerate": "saved and loaded",
+}
 
 
-@pytest.mark.parametrize("kind", [list, torch.tensor, np.array])
-def test_an_example_becomes_a_batch_of_one(kind: Any) -> None:
-    (row,) = rows({"input_ids": kind([1, 2, 3]), "labels": kind([1, 2, -100])})
-    assert same(row, {"input_ids": torch.tensor([[1, 2, 3]]), "labels": torch.tensor([[1, 2, -100]])})
+def is_for_torchrun(file: Path) -> bool:
+    said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return "torchrun" in said.partition("\n")[0]
 
 
-def test_a_class_label_of_an_example_gets_a_batch_dimension_too() -> None:
-    (row,) = rows({"input_ids": [1, 2], "labels": 1})
-    assert same(row["labels"], torch.tensor([1]))
+def run(file: str, folder: str) -> None:
+    """Run a file as a script, in a folder of its own that also takes what it prints."""
+    os.chdir(folder)
+    for descriptor, name in ((1, "output"), (2, "errors")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    runpy.run_path(file, run_name="__main__")
 
 
-def test_a_batch_is_cut_into_rows_and_what_is_no_row_is_passed_on() -> None:
-    batch = UserDict(
-        input_ids=torch.tensor([[1, 2], [3, 4]]), labels=[[1, 2], [3, 4]], positions=torch.arange(3), use_cache=False
-    )
-    first, second = rows(batch)
-    assert same(first["input_ids"], torch.tensor([[1, 2]]))
-    assert same(second["labels"], torch.tensor([[3, 4]]))
-    assert same(second["positions"], torch.arange(3))
-    assert not second["use_cache"]
+@pytest.fixture(scope="module")
+def processes() -> multiprocessing.context.ForkServerContext:
+    """Starts processes that have the libraries loaded, which takes most of the seconds of such a short script."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "transformers.trainer", "transformers.models.llama.modeling_llama"])
+    return context
 
 
-def test_tuples_tensors_and_nested_batches_are_cut_alike() -> None:
-    inputs, targets = torch.randn(2, 3), torch.tensor([5, 6])
-    assert same(tuple(rows((inputs, targets))), ((inputs[:1], targets[:1]), (inputs[1:], targets[1:])))
-    assert same(tuple(rows([inputs, targets])), ((inputs[:1], targets[:1]), (inputs[1:], targets[1:])))
-    assert same(tuple(rows(inputs)), (inputs[:1], inputs[1:]))
-    nested = {"pixels": inputs, "more": (targets, "name")}
-    assert same(rows(nested)[1], {"pixels": inputs[1:], "more": (targets[1:], "name")})
+@pytest.mark.parametrize("file", [file for file in FILES if not is_for_torchrun(file)], ids=lambda file: file.stem)
+def test_an_example_runs_offline_and_says_what_it_did(
+    file: Path, processes: multiprocessing.context.ForkServerContext, tmp_path: Path
+) -> None:
+    if file.stem == "lora":
+        pytest.importorskip("peft")
+    process = processes.Process(target=run, args=(str(file), str(tmp_path)))
+    process.start()
+    process.join()
+    assert process.exitcode == 0, (tmp_path / "errors").read_text()
+    assert SAYS[file.stem] in (tmp_path / "output").read_text()
 
 
-def test_rows_come_one_at_a_time() -> None:
-    seen = []
-
-    def items() -> Any:
-        for number in range(3):
-            seen.append(number)
-            yield {"input_ids": [number]}
-
-    stream = one_by_one(items())
-    next(stream)
-    assert seen == [0]
-
-
-@pytest.mark.parametrize("item", ["text", 3, None, {"text": "no tensor"}, torch.tensor(1.0), ()])
-def test_what_has_no_rows_is_refused(item: Any) -> None:
-    with pytest.raises(InputError, match=r"item 1 \(from 0\) of the probe is a"):
-        list(one_by_one([{"input_ids": [1]}, item], "probe"))
-
-
-def test_every_tensor_of_a_batch_is_moved() -> None:
-    batch = {"input_ids": torch.ones(1), "more": [torch.ones(1), "name"]}
-    there = moved(batch, torch.device("meta"))
-    assert there["input_ids"].device.type == there["more"][0].device.type == "meta"
-    assert there["more"][1] == "name"
-    assert moved((torch.ones(1),), torch.device("meta"))[0].device.type == "meta"
+def test_the_examples_are_all_listed() -> None:
+    listed = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    assert [file.name for file in FILES if f"({file.name})" not in listed] == []

@@ -292,7 +292,7 @@ def test_scales_that_are_no_scales_are_refused_before_a_parameter_changes() -> N
 def test_on_the_fused_route_a_scale_that_is_no_number_does_not_reach_the_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("localopt.fused._is_plain", lambda parameter: True)
+    monkeypatch.setattr("localopt.steps.fused._is_plain", lambda parameter: True)
     model, twin = model_and_twin()
     policy = Scripted([[math.nan, 1.0, 1.0, -1.0]], False)
     optimizer = LocalizedOptimizer(AdamW(model.parameters(), fused=True), model, policy, layers="block")

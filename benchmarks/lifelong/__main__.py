@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.lifelong.methods import METHODS
+from benchmarks.lifelong.methods.methods import METHODS
 from benchmarks.lifelong.sweep import cells, sweep
 from benchmarks.lifelong.training import Settings
 from localopt.errors import InputError

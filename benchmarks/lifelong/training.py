@@ -12,8 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from localopt.evaluate import padded
-from localopt.probes import Example
+from localopt.pretraining.evaluate import padded
+from localopt.pretraining.probes import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

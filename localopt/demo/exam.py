@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from localopt.evaluate import evaluate
-from localopt.probes import Probe
+from localopt.pretraining.evaluate import evaluate
+from localopt.pretraining.probes import Probe
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from localopt.demo.methods import METHODS, Traces, adamw
 from localopt.demo.progress import Progress
 from localopt.demo.training import Data, Effort, step_count, train
 from localopt.demo.world import World, make_world
-from localopt.evaluate import evaluate
-from localopt.probes import encode
-from localopt.trace import trace_layers
+from localopt.pretraining.evaluate import evaluate
+from localopt.pretraining.probes import encode
+from localopt.tracing.trace import trace_layers
 
 T = TypeVar("T")
 # Matrices this small hardly gain from a second thread, and on a busy machine two threads wait for each other: there a

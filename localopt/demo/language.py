@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from localopt.demo.world import Fact
-from localopt.probes import IGNORED, Probe, completion
+from localopt.pretraining.probes import IGNORED, Probe, completion
 
 PAD, START = "[PAD]", "[START]"
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from localopt.layer_trace import LayerTrace
 from localopt.optimizer import LocalizedOptimizer
+from localopt.tracing.layer_trace import LayerTrace
 
 
 @dataclass(frozen=True)

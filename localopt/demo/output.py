@@ -18,8 +18,8 @@ from localopt import __version__
 from localopt.demo.exam import Scores
 from localopt.demo.experiment import THREADS, WAY, Outcome
 from localopt.errors import InputError
-from localopt.layer_trace import LayerTrace
 from localopt.plots import Run, learning_forgetting
+from localopt.tracing.layer_trace import LayerTrace
 
 _READING = (
     "updated, new, unchanged: share of questions about these facts that the model answers with the right name first of "

@@ -1,1 +1,1 @@
-"""One file a framework, for what a framework needs beyond a torch optimizer. Nothing here is imported by the core."""
+"""What a training framework needs beyond the one line: one file a framework, read alone."""

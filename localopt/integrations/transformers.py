@@ -18,8 +18,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from localopt.layers import Layers
 from localopt.optimizer import LocalizedOptimizer
 from localopt.policies import AboveMean
-from localopt.protocol import Policy
-from localopt.report import Report
+from localopt.policies.protocol import Policy
+from localopt.steps.report import Report
 
 
 def localized_optimizer(

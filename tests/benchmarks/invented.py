@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.lifelong import retained
-from localopt.evaluate import Margins
-from localopt.models import save_model
-from localopt.probes import Probe, completion, encode
+from benchmarks.lifelong.data import retained
+from localopt.pretraining.evaluate import Margins
+from localopt.pretraining.models import save_model
+from localopt.pretraining.probes import Probe, completion, encode
 from tests.tiny_lm import tiny_model, tiny_tokenizer
 
 LANDS = [

@@ -11,18 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.lifelong import prepare, report
+from benchmarks.lifelong import prepare
 from benchmarks.lifelong.__main__ import main
-from benchmarks.lifelong.exam import Exam, Item, masked, unmasked
-from benchmarks.lifelong.methods import METHODS, layer_names, make_optimizer
-from benchmarks.lifelong.norms import Norms
-from benchmarks.lifelong.passages import answers_in_passages, lessons
-from benchmarks.lifelong.records import Records, append
-from benchmarks.lifelong.rules import Case
-from benchmarks.lifelong.statistics import Scores
+from benchmarks.lifelong.data.passages import answers_in_passages, lessons
+from benchmarks.lifelong.exam.exam import Exam, Item, masked, unmasked
+from benchmarks.lifelong.methods.methods import METHODS, layer_names, make_optimizer
+from benchmarks.lifelong.methods.norms import Norms
+from benchmarks.lifelong.methods.rules import Case
+from benchmarks.lifelong.report import __main__ as report
+from benchmarks.lifelong.report.records import Records, append
+from benchmarks.lifelong.report.statistics import Scores
 from benchmarks.lifelong.sweep import FEW, cells, finite
 from localopt.errors import InputError
-from localopt.models import load_model
+from localopt.pretraining.models import load_model
 from tests.benchmarks.invented import save_learned_model, write_data
 
 METHODS_RUN = ["adamw", "fp-text", "online", "fp-text-replay", "fp-text-lora", "gated"]

@@ -9,19 +9,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.lifelong import prepare, stability
-from benchmarks.lifelong.adapters import adapted
-from benchmarks.lifelong.corrections import Correction, gated, projected, pulled, pulled_by, recalled
-from benchmarks.lifelong.methods import make_optimizer
-from benchmarks.lifelong.norms import best_rates
-from benchmarks.lifelong.replay import SEQUENCES, replayed
-from benchmarks.lifelong.rules import Case
+from benchmarks.lifelong import prepare
+from benchmarks.lifelong.methods.adapters import adapted
+from benchmarks.lifelong.methods.corrections import Correction, gated, projected, pulled, pulled_by, recalled
+from benchmarks.lifelong.methods.methods import make_optimizer
+from benchmarks.lifelong.methods.norms import best_rates
+from benchmarks.lifelong.methods.replay import SEQUENCES, replayed
+from benchmarks.lifelong.methods.rules import Case
+from benchmarks.lifelong.report import stability
 from benchmarks.lifelong.start import plain_text
 from benchmarks.memory import growth
 from localopt import LocalizedOptimizer
 from localopt.layers import partition
-from localopt.models import load_model
-from localopt.probes import read_probes
+from localopt.pretraining.models import load_model
+from localopt.pretraining.probes import read_probes
 from tests.benchmarks.invented import save_learned_model, write_data
 from tests.tiny_lm import tiny_model, tiny_tokenizer
 

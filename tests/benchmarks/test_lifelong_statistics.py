@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.lifelong.records import Records
-from benchmarks.lifelong.statistics import (
+from benchmarks.lifelong.report.records import Records
+from benchmarks.lifelong.report.statistics import (
     MEASURES,
     Curve,
     Measure,

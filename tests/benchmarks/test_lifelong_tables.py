@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.lifelong.contrasts import RANDOM, Best
-from benchmarks.lifelong.records import Records
-from benchmarks.lifelong.tables import Findings
+from benchmarks.lifelong.report.contrasts import RANDOM, Best
+from benchmarks.lifelong.report.records import Records
+from benchmarks.lifelong.report.tables import Findings
 from tests.benchmarks.test_lifelong_statistics import records
 
 

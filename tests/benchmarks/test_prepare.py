@@ -13,11 +13,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.lifelong import entities, facts, retained
+from benchmarks.lifelong.data import entities, facts, retained
+from benchmarks.lifelong.data.text import balanced, components, ngrams, untokenize
 from benchmarks.lifelong.prepare import fetch_model, main
-from benchmarks.lifelong.text import balanced, components, ngrams, untokenize
-from localopt.models import load_model
-from localopt.probes import read_corpus, read_probes
+from localopt.pretraining.models import load_model
+from localopt.pretraining.probes import read_corpus, read_probes
 from tests.benchmarks.invented import LANDS, TOWNS, knows, save_learned_model, write_data
 from tests.tiny_lm import tiny_model, tiny_tokenizer, write_gguf
 

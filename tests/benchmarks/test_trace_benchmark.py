@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_the_smallest_size_writes_a_stamped_file(tmp_path: Path) -> None:
     file = tmp_path / "new" / "trace.json"
-    command = [sys.executable, "-m", "benchmarks.trace", "--smoke", "--threads", "1", "--json", str(file)]
+    command = [sys.executable, "-m", "benchmarks.speed.trace", "--smoke", "--threads", "1", "--json", str(file)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert all(way in done.stdout for way in ("loop", "batched", "plain"))
     result = json.loads(file.read_text())

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from localopt.layer_trace import LayerTrace
-from localopt.probes import encode_text, read_corpus
+from localopt.pretraining.probes import encode_text, read_corpus
+from localopt.tracing.layer_trace import LayerTrace
 from tests.distributed.launch import ROOT, succeed, torchrun
 from tests.tiny_files import contents, write_inputs
 from tests.tiny_lm import tiny_tokenizer

@@ -208,14 +208,14 @@ def fsdp2_track(out: Path) -> dict[str, Any]:
 
 def fsdp2_on_kernels(out: Path) -> dict[str, Any]:
     """The route of accelerators, whose kernels exist on the CPU too."""
-    import localopt.fused
+    import localopt.steps.fused
 
-    asked = localopt.fused._is_plain
-    localopt.fused._is_plain = lambda parameter: True
+    asked = localopt.steps.fused._is_plain
+    localopt.steps.fused._is_plain = lambda parameter: True
     try:
         return fsdp2(out)
     finally:
-        localopt.fused._is_plain = asked
+        localopt.steps.fused._is_plain = asked
 
 
 def fsdp2_sgd(out: Path) -> dict[str, Any]:

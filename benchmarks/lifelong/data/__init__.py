@@ -1,0 +1,1 @@
+"""Public files -> what is taught, asked, kept and read."""

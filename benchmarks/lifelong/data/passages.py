@@ -1,0 +1,36 @@
+"""The passages of one half: what is taught, and where in them the answers stand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from localopt.pretraining.probes import Example, Probe
+from localopt.pretraining.textfiles import json_lines
+
+SPLITS = {"A": "dev", "B": "test"}  # a half's name in the prepared files
+
+
+def answers_in_passages(prepared: Path, half: str) -> list[Probe]:
+    """Each passage with the loss on the first mention of the answer it states."""
+    answers = {row["fact"]: row["answer"] for _, row in json_lines(prepared / f"updated.{SPLITS[half]}.jsonl")}
+    probes = []
+    for _, row in json_lines(prepared / f"corpus_train.{SPLITS[half]}.jsonl"):
+        place = row["text"].find(answers[row["fact"]])
+        probes.append(Probe(row["text"], ((place, place + len(answers[row["fact"]])),), source=row["fact"]))
+    return probes
+
+
+def lessons(prepared: Path, half: str, tokenizer: PreTrainedTokenizerBase, length: int) -> list[Example]:
+    """Each passage as a sequence of at most `length` tokens with the answer in it, the loss on every token."""
+    sequences = []
+    for probe in answers_in_passages(prepared, half):
+        encoded = tokenizer(probe.text, return_offsets_mapping=True, verbose=False)
+        end = probe.span[0][1]
+        stop = next(i for i, (_, after) in enumerate(encoded["offset_mapping"], 1) if after >= end)
+        first = max(0, stop - length)
+        ids = torch.tensor(encoded["input_ids"][first : first + length])
+        sequences.append({"input_ids": ids, "labels": ids.clone()})
+    return sequences

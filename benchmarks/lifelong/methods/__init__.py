@@ -1,0 +1,1 @@
+"""Names of methods -> what each does to a model and its optimizer."""

@@ -1,0 +1,162 @@
+"""What is known of a start's layers: gradient norms on the sets that traces are made of, measured when first asked for.
+
+Sets: `A`, `B`: the passages of a half, the loss on the answer alone (what a user has before training; no question of
+the exam). `text`: ordinary text that the start has not read. `near`, `far`: facts to keep, never tested; `kept`:
+both. A number at the end (`kept16`) takes that many examples.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from benchmarks.lifelong.data.passages import SPLITS, answers_in_passages
+from benchmarks.lifelong.start import plain_text
+from localopt import trace_gains, trace_layers
+from localopt.layers import partition
+from localopt.pretraining.probes import Example, Probe, encode, read_probes
+from localopt.tracing.examples import one_by_one
+from localopt.tracing.gains import first_step
+from localopt.tracing.layer_trace import LayerTrace
+from localopt.tracing.measure import add_up, borrowed, example_name, example_squares, own_loss
+
+EXAMPLES = 64
+
+
+class Norms:
+    """N_l by set, in a file beside the start's weights.
+
+    `at_start` puts the model back to the start's weights; it is called before anything is measured.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        prepared: Path,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        length: int,
+        at_start: Callable[[], None],
+    ) -> None:
+        self.file, self.prepared, self.length = file, prepared, length
+        self.model, self.tokenizer, self.at_start = model, tokenizer, at_start
+        self.known: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.is_file() else {}
+
+    def trace(self, half: str, reference: str) -> LayerTrace:
+        """R of a half's passages relative to a set, or to several joined by "+", each divided by its mean over layers.
+
+        So `text+kept` weighs what ordinary text needs and what facts to keep need alike.
+        """
+        parts = [self[name] for name in reference.split("+")]
+        probe = self[half]
+        joined = torch.stack([torch.tensor(list(part.values())) for part in parts])
+        joined = joined / joined.mean(1, keepdim=True) if len(parts) > 1 else joined
+        return LayerTrace(tuple(probe), torch.tensor(list(probe.values())), joined.mean(0))
+
+    def __getitem__(self, name: str) -> dict[str, float]:
+        if name not in self.known:
+            self.at_start()
+            examples = self.examples(name)
+            trace = trace_layers(self.model, examples, examples[:1])
+            self._keep(name, dict(zip(trace.layers, trace.probe_norms.tolist(), strict=True)))
+        return self.known[name]
+
+    def worth(self, half: str, reference: str) -> dict[str, float]:
+        """What a step on each layer wins on a half's news over what it costs a set to keep.
+
+        Of several sets joined by "+" it is the harmonic mean, each first divided by its own: costs add up.
+        """
+        if "+" in reference:
+            parts = [torch.tensor(list(self.worth(half, part).values())) for part in reference.split("+")]
+            costs = torch.stack([part.reciprocal() / part.reciprocal().mean() for part in parts])
+            return dict(zip(self[half], costs.mean(0).reciprocal().tolist(), strict=True))
+        key = f"worth {half} {reference}"
+        if key not in self.known:
+            self.at_start()
+            trace = trace_gains(self.model, self.examples(half), self.examples(reference))
+            self._keep(key, dict(zip(trace.layers, trace.relative_norms.tolist(), strict=True)))
+        return self.known[key]
+
+    def together(self, half: str, reference: str) -> dict[str, float]:
+        """The rates of layers that win most on a half's news for what they cost a set to keep, as one step.
+
+        Unlike `worth` it knows that what one layer does to an example another may undo. With gains g and moves M, of
+        E examples, the rates are the s >= 0 that maximize <g, s> - s^T C s / 2, C = M^T M / E, of which what is beside
+        the diagonal is halved: it is not well known from so few examples.
+        """
+        key = f"together {half} {reference}"
+        if key not in self.known:
+            self.at_start()
+            step = first_step(self.model, self.examples(half), self.examples(reference))
+            cost = step.moves.T @ step.moves / len(step.moves)
+            cost = (cost + cost.diag().diag()) / 2
+            self._keep(key, dict(zip(step.layers, best_rates(step.gains, cost).tolist(), strict=True)))
+        return self.known[key]
+
+    def sizes(self) -> dict[str, float]:
+        """Root mean square of the weights of each layer at the start."""
+        self.at_start()
+        found: dict[str, list[Tensor]] = {}
+        parameters = dict(self.model.named_parameters())
+        for name, layer in partition(parameters, "sublayer").items():
+            found.setdefault(layer, []).append(parameters[name].detach().flatten())
+        return {layer: torch.cat(parts).square().mean().sqrt().item() for layer, parts in found.items()}
+
+    def mean_gradient(self, name: str) -> dict[Tensor, Tensor]:
+        """The mean gradient of the loss over a set at the start, by parameter."""
+        self.at_start()
+        parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        layer_of = partition(parameters, "sublayer")
+        sums: dict[str, Tensor] = {}
+        examples = list(one_by_one(self.examples(name), name))
+        with borrowed(self.model):
+            for number, example in enumerate(examples):
+                where = example_name(number, name)
+                example_squares(self.model, example, layer_of, own_loss, where, partial(add_up, sums))
+        return {parameters[name]: value / len(examples) for name, value in sums.items()}
+
+    def _keep(self, name: str, values: dict[str, float]) -> None:
+        self.known[name] = values
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.file.with_suffix(".partial")
+        partial.write_text(json.dumps(self.known))
+        partial.rename(self.file)
+
+    def examples(self, name: str) -> list[Example]:
+        kind, number = re.fullmatch(r"(\w+?)(\d*)", name).groups()  # type: ignore[union-attr]
+        count = int(number or EXAMPLES)
+        if kind in SPLITS:
+            return encode(answers_in_passages(self.prepared, kind)[:count], self.tokenizer, self.length)
+        if kind == "text":
+            return plain_text(self.tokenizer, self.prepared, self.length)[-count:]
+        return encode(kept_facts(self.prepared, kind, count), self.tokenizer)
+
+
+def kept_facts(prepared: Path, kind: str, count: int) -> list[Probe]:
+    """Facts to keep that are never tested, in their first phrasing: "near", "far", or "kept" for half of each."""
+    probes = [p for p in read_probes(prepared / "retained.trace.jsonl") if p.extra["phrasing"] == 0]
+    sides = [[p for p in probes if p.extra["near"] is near] for near in (True, False)]
+    order = torch.Generator().manual_seed(0)
+    near, far = ([side[int(i)] for i in torch.randperm(len(side), generator=order)] for side in sides)
+    return {"near": near[:count], "far": far[:count], "kept": near[: count - count // 2] + far[: count // 2]}[kind]
+
+
+def best_rates(gains: Tensor, cost: Tensor) -> Tensor:
+    """The s >= 0 that maximize <gains, s> - s^T cost s / 2, (L,), by coordinate ascent.
+
+    >>> best_rates(torch.tensor([1.0, 1.0]), torch.tensor([[1.0, 2.0], [2.0, 8.0]]))
+    tensor([1., 0.])
+    """
+    rates = torch.zeros_like(gains)
+    for _ in range(1000):
+        for i in range(len(rates)):
+            rest = gains[i] - cost[i] @ rates + cost[i, i] * rates[i]
+            rates[i] = (rest / cost[i, i]).clamp(min=0.0)
+    return rates

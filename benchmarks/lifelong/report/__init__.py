@@ -1,0 +1,1 @@
+"""Records of runs -> statistics, tables, pictures, a page."""

@@ -1,0 +1,188 @@
+"""How fast a trace is: ``python -m benchmarks.speed.trace [--json FILE] [--smoke]``.
+
+Three ways through one batch of examples, each repetition one after the other in one process:
+
+- loop: the gradient norms of every example, one forward and backward pass an example (``batch_size=1``);
+- batched: the same norms from one forward and backward pass over the batch (:mod:`localopt.tracing.ghost`);
+- plain: an ordinary forward and backward pass over the batch, which gives no norms: the yardstick for memory.
+
+The model has the shapes of SmolLM2-135M and random weights. A trace compares one example of its first batch with the
+loop; that happens before the clock starts. Peak memory is that of a fresh process (or of the CUDA allocator), above
+what the model takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.memory import growth
+from benchmarks.stamp import stamp, summary
+from localopt.layers import partition
+from localopt.tracing.ghost import Batched
+from localopt.tracing.measure import average_norms, borrowed
+
+WAYS = ("loop", "batched", "plain")
+
+SMOLLM2_135M = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "tie_word_embeddings": True,
+}
+SMOKE = SMOLLM2_135M | {"vocab_size": 512, "hidden_size": 72, "intermediate_size": 192, "num_hidden_layers": 2}
+
+
+class Workload(NamedTuple):
+    shapes: dict[str, Any]
+    examples: int
+    tokens: int
+    threads: int
+    device: str
+
+
+class Timed(NamedTuple):
+    wall: float
+    cpu: float
+
+
+def main() -> None:
+    arguments = _arguments()
+    shapes, repetitions = (SMOKE, 2) if arguments.smoke else (SMOLLM2_135M, arguments.repetitions)
+    work = Workload(shapes, arguments.examples, arguments.tokens, arguments.threads, arguments.device)
+    torch.set_num_threads(work.threads)
+    times, difference = measured_times(work, repetitions)
+    result = {
+        "stamp": stamp(),
+        "workload": work._asdict(),
+        "repetitions": repetitions,
+        "seconds": {way: [timed.wall for timed in times[way]] for way in WAYS},
+        "cpu_seconds": {way: [timed.cpu for timed in times[way]] for way in WAYS},
+        "peak_bytes": {way: in_fresh_process(way, work) for way in WAYS},
+        "largest_relative_difference": difference,
+    }
+    show(result)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def measured_times(work: Workload, repetitions: int) -> tuple[dict[str, list[Timed]], float]:
+    """Times of every way in every repetition, and how far the norms of the loop and of the batch are apart."""
+    model, batch = prepared(work)
+    times: dict[str, list[Timed]] = {way: [] for way in WAYS}
+    with borrowed(model):
+        runs = {way: runner(way, model, batch) for way in WAYS}
+        loop, batched, _ = (runs[way]() for way in WAYS)
+        for _ in range(repetitions):
+            for way in WAYS:
+                times[way].append(timed(runs[way], work.device))
+    return times, ((batched - loop) / loop).abs().max().item()
+
+
+def timed(run: Callable[[], Any], device: str) -> Timed:
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return Timed(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def prepared(work: Workload) -> tuple[nn.Module, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**work.shapes))
+    model.to(torch.device(work.device))  # type: ignore[arg-type]
+    tokens = torch.randint(work.shapes["vocab_size"], (work.examples, work.tokens), device=work.device)
+    return model, {"input_ids": tokens, "labels": tokens}
+
+
+def runner(way: str, model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], Any]:
+    """What to time; for the model as ``borrowed`` lends it."""
+    layer_of = partition(name for name, _ in model.named_parameters())
+    rows = [{key: value[i : i + 1] for key, value in batch.items()} for i in range(len(batch["input_ids"]))]
+    batched = Batched(model, layer_of, 1 if way == "loop" else len(rows))
+
+    def plain() -> None:
+        model(**batch).loss.backward()
+        model.zero_grad()
+
+    def norms() -> Tensor:
+        values, _ = average_norms(model, rows, layer_of, batched=batched)
+        if batched.method.split(":")[0] != {"loop": "one by one", "batched": "batched"}[way]:
+            raise RuntimeError(f"the {way} was measured {batched.method}")
+        return values
+
+    return plain if way == "plain" else norms
+
+
+def in_fresh_process(way: str, work: Workload) -> int | None:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(peak_bytes, way, work).result()
+
+
+def peak_bytes(way: str, work: Workload) -> int | None:
+    """Peak memory of one run above that before it; None where it cannot be measured."""
+    torch.set_num_threads(work.threads)
+    model, batch = prepared(work)
+    with borrowed(model):
+        return growth(runner(way, model, batch), work.device)
+
+
+def show(result: dict[str, Any]) -> None:
+    work, seconds, cpu, peaks = (result[key] for key in ("workload", "seconds", "cpu_seconds", "peak_bytes"))
+    table = Table(
+        title=f"{work['examples']} examples x {work['tokens']} tokens on {work['device']}, "
+        f"{work['threads']} threads, {result['repetitions']} repetitions",
+        caption=summary(result["stamp"]),
+    )
+    table.add_column("way")
+    for title in ("s: median", "s: least", "examples/s", "CPU s: median", "loop / this: median (range)", "peak MB"):
+        table.add_column(title, justify="right")
+    for way in WAYS:
+        ratios = [loop / this for loop, this in zip(seconds["loop"], seconds[way], strict=True)]
+        table.add_row(
+            way,
+            f"{median(seconds[way]):.2f}",
+            f"{min(seconds[way]):.2f}",
+            f"{work['examples'] / median(seconds[way]):.2f}",
+            f"{median(cpu[way]):.2f}",
+            f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+            "not measured" if peaks[way] is None else f"{peaks[way] / 1e6:.0f}",
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"norms of the batch and of the loop: within {result['largest_relative_difference']:.1e}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.speed.trace", description=(__doc__ or "").split("\n\n")[0]
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured, with the stamp")
+    parser.add_argument("--smoke", action="store_true", help="a tiny model, in seconds")
+    parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--examples", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=64, help="length of an example")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

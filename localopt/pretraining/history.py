@@ -1,0 +1,96 @@
+"""What a training run was asked and how it did so far, as a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from localopt.errors import InputError, writing
+
+
+@dataclass
+class History:
+    """One entry of ``scores`` before training and one after each epoch.
+
+    Attributes:
+        settings: how to train: the fields of :class:`localopt.pretraining.train.Settings`.
+        inputs: fingerprints of what the run reads (model, corpus, trace, scored sets), by name.
+        scores: ``{"epoch": ..., "step": ..., "sets": {name: score}}``, in order; where an optimizer chose layers also
+            ``updated_layers`` and ``share_updated`` (of the parameters), both of the last step.
+        trained_parameters, all_parameters: how many weights could change, and how many there are.
+    """
+
+    settings: dict[str, Any]
+    inputs: dict[str, str] = field(default_factory=dict)
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    trained_parameters: int = 0
+    all_parameters: int = 0
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, whole or not at all; InputError if that is impossible."""
+        partial = path.with_suffix(".partial")
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                partial.write_text(json.dumps(asdict(self), indent=2, allow_nan=False), encoding="utf-8")
+                os.replace(partial, path)
+            finally:
+                partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> History:
+        """Read what :meth:`save` wrote."""
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path}: is not the history of a run ({error}): name the folder of one.") from error
+
+    def refuse_other(self, settings: dict[str, Any], inputs: dict[str, str], out: Path) -> None:
+        """Raise InputError unless this is a run with these settings on these inputs; says which differ."""
+        differ = [
+            f"{name} {self.settings.get(name)}, not {settings.get(name)}"
+            for name in dict.fromkeys([*self.settings, *settings])
+            if self.settings.get(name) != settings.get(name)
+        ]
+        differ += [
+            f"another {name}" if name in self.inputs and name in inputs else f"{name} on one side only"
+            for name in dict.fromkeys([*self.inputs, *inputs])
+            if self.inputs.get(name) != inputs.get(name)
+        ]
+        if differ:
+            raise InputError(f"{out}: this run was started with {'; '.join(differ)}: resume it as it was started.")
+
+    def uptake_and_forgetting(self, reference: str) -> dict[str, list[tuple[float, float]]]:
+        """Return, for each set but the reference, its path of (rise of the reference's NLL, fall of its own NLL).
+
+        One point an epoch, in nats, relative to the scores before training; epochs without a finite NLL are left out.
+        """
+        if not self.scores or reference not in self.scores[0]["sets"]:
+            return {}
+        nll = [{name: score["nll"] for name, score in entry["sets"].items()} for entry in self.scores]
+        return {
+            name: [
+                (now[reference] - nll[0][reference], nll[0][name] - now[name])
+                for now in nll[1:]
+                if None not in (now[reference], nll[0][reference], now[name], nll[0][name])
+            ]
+            for name in nll[0]
+            if name != reference
+        }
+
+
+def fingerprint(parts: Iterable[object]) -> str:
+    """Return 16 hexadecimal digits that differ where the parts do.
+
+    >>> fingerprint(["one", 2]) == fingerprint(["one", 2]), fingerprint(["one"]) == fingerprint(["two"])
+    (True, False)
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(repr(part).encode("utf-8", "backslashreplace") + b"\n")
+    return digest.hexdigest()[:16]

@@ -1,0 +1,233 @@
+"""Continued pretraining of a causal language model, on all layers or on those a trace or the step itself chooses.
+
+The loop is the transformers Trainer (`trainer.py`); this file gives it the optimizer, scores the model between epochs,
+and makes a run that was killed go on where it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from localopt.errors import InputError
+from localopt.optimizer import LocalizedOptimizer
+from localopt.policies.compose import RelativeTo
+from localopt.policies.rules import AboveMean
+from localopt.pretraining.evaluate import positions
+from localopt.pretraining.history import History, fingerprint
+from localopt.pretraining.models import save_model
+from localopt.pretraining.probes import Probe, encode_text
+from localopt.pretraining.processes import processes
+from localopt.pretraining.scoring import ScoredSet, as_numbers, score_sets
+from localopt.tracing.layer_trace import LayerTrace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+METHODS = ("full", "freeze", "rescale", "online")
+WEIGHT_DECAY = 0.01
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train; a run that goes on must be asked the same.
+
+    Attributes:
+        method: ``"full"``: AdamW on everything. ``"freeze"`` (TGL + FP): on the layers a trace chose, the others do not
+            even get gradients. ``"rescale"`` (TGL + ALR): each layer's rate scaled by the trace. ``"online"``: each
+            step on the layers with large gradient norms, relative to the trace's reference if there is a trace.
+        lr: peak learning rate; linear warm-up over 5% of the steps, linear decay to 0.
+        epochs, batch_size, seq_len: passes over the corpus, sequences a step (of all processes together), tokens a
+            sequence.
+        bf16: run the model under bfloat16 autocast (weights stay float32).
+        seed: order of the sequences and dropout.
+    """
+
+    method: str = "online"
+    lr: float = 5e-5
+    epochs: int = 3
+    batch_size: int = 8
+    seq_len: int = 256
+    bf16: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"the method must be one of {', '.join(METHODS)}, not {self.method!r}.")
+        if not 0 < self.lr < math.inf:
+            raise InputError(f"the learning rate must be a number above 0, not {self.lr}.")
+        for name, least in {"epochs": 1, "batch_size": 1, "seq_len": 2, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}.")
+
+
+def train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: Sequence[str],
+    out: str | Path,
+    settings: Settings,
+    *,
+    trace: LayerTrace | None = None,
+    sets: Sequence[ScoredSet] = (),
+    resume: bool = False,
+    progress: bool = False,
+) -> History:
+    """Continue a model's pretraining on documents, and save it.
+
+    Writes ``OUT/history.json`` (what was asked, and the scores), ``OUT/checkpoints`` (the last two) and, at the end,
+    ``OUT/model``.
+
+    Under torchrun every process calls this. They share each step's sequences, by DistributedDataParallel; the last step
+    of an epoch is filled up with sequences from its beginning. Each scores the whole sets, so that none waits for
+    another, and the first writes the files.
+
+    Args:
+        model: changed in place; ``method="freeze"`` also sets ``requires_grad``.
+        tokenizer: that of the model.
+        corpus: documents; packed into sequences of ``settings.seq_len`` tokens, loss on every token.
+        out: a new folder, or with ``resume`` that of the same run.
+        settings: how to train.
+        trace: which layers; needed by "freeze" and "rescale", optional for "online".
+        sets: what to score the model on before, after every epoch and at the end.
+        resume: go on from the last whole checkpoint in ``out``; starts anew if there is none.
+        progress: show bars with the remaining time on standard error.
+
+    Raises:
+        InputError: ``out`` is not empty, or with ``resume`` is of another run or a finished one; the trace is missing;
+            sequences longer than the model can read; a step's sequences cannot be shared out evenly; a checkpoint or
+            the model cannot be written.
+        ValueError: the trace is of other layers.
+    """
+    from localopt.pretraining.trainer import fit, last_checkpoint  # transformers' Trainer takes seconds to import
+
+    out = Path(out)
+    here = processes()
+    progress = progress and here.is_main_process
+    _check_trace(settings, trace)
+    refuse_longer(settings.seq_len, model)
+    _refuse_uneven(settings.batch_size, here.num_processes)
+    history = _history(out, settings, _fingerprints(model, corpus, trace, sets), resume)
+    here.wait_for_everyone()  # none may find what another writes below
+    sequences = encode_text(corpus, tokenizer, settings.seq_len)
+    torch.manual_seed(settings.seed)
+    optimizer = make_optimizer(model, settings, trace)
+    history.all_parameters = model.num_parameters()
+    history.trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    def score(epoch: int, step: int) -> None:
+        # In training accelerate puts the model's forward pass under autocast; the scores before it must compare.
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):
+            scores = score_sets(model, tokenizer, sets, batch_size=settings.batch_size, progress=progress)
+        entry: dict[str, Any] = {"epoch": epoch, "step": step, "sets": as_numbers(scores)}
+        if isinstance(optimizer, LocalizedOptimizer) and step > 0:
+            report = optimizer.report()
+            entry |= {"updated_layers": list(report.updated), "share_updated": report.share_updated}
+        # A run that was killed goes on from before its last scores, and takes them again.
+        history.scores = [*(entry for entry in history.scores if entry["step"] < step), entry]
+        if here.is_main_process:
+            history.save(out / "history.json")
+
+    with here.main_process_first():  # which removes what is half-written
+        checkpoint = last_checkpoint(out / "checkpoints")
+    if checkpoint is None:
+        score(0, 0)  # the first to write: by now everything that can be wrong with the input was looked at
+    folder = out / "checkpoints"
+    fit(model, sequences, optimizer, settings, folder, checkpoint, score, progress=progress)
+    if here.is_main_process:
+        save_model(model, tokenizer, out / "model")
+    here.wait_for_everyone()
+    return history
+
+
+def make_optimizer(model: nn.Module, settings: Settings, trace: LayerTrace | None) -> Optimizer:
+    """Return AdamW over the model's parameters, localized as ``settings.method`` says.
+
+    Weight decay is on matrices only. "freeze" freezes the model's other layers for good.
+
+    Raises:
+        ValueError: the trace is of other layers.
+    """
+    if settings.method == "freeze":
+        assert trace is not None
+        trace.freeze(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": WEIGHT_DECAY},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = AdamW([group for group in groups if group["params"]], lr=settings.lr, fused=True)
+    if settings.method == "rescale":
+        assert trace is not None
+        return LocalizedOptimizer(optimizer, model, trace.adaptive_learning_rates(), layers=trace.partition())
+    if settings.method == "online" and trace is not None:
+        return LocalizedOptimizer(optimizer, model, RelativeTo(trace, AboveMean()), layers=trace.partition())
+    if settings.method == "online":
+        return LocalizedOptimizer(optimizer, model)
+    return optimizer
+
+
+def refuse_taken(out: Path, resume: bool) -> None:
+    """Raise InputError if a run can neither begin in this folder nor, with ``resume``, go on there."""
+    if resume and (out / "history.json").is_file():
+        if (out / "model").exists():
+            raise InputError(f"{out}: this run is finished, its model is in {out / 'model'}: name a new folder.")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        remedy = "name a new folder" if resume else "name a new folder, or add --resume to go on with the run in it"
+        raise InputError(f"{out}: exists and is not empty: {remedy}.")
+
+
+def refuse_longer(seq_len: int, model: nn.Module) -> None:
+    """Raise InputError if the model cannot read this many tokens at once."""
+    longest = positions(model)
+    if longest is not None and seq_len > longest:
+        raise InputError(f"the model reads at most {longest} tokens at once, not {seq_len}: set --seq-len {longest}.")
+
+
+def _refuse_uneven(batch_size: int, count: int) -> None:
+    if batch_size % count:
+        raise InputError(
+            f"{batch_size} sequences a step cannot be shared evenly by {count} processes: set --batch-size to a "
+            f"multiple of {count}."
+        )
+
+
+def _check_trace(settings: Settings, trace: LayerTrace | None) -> None:
+    if settings.method in ("freeze", "rescale") and trace is None:
+        raise InputError(
+            f'method "{settings.method}" needs a trace: make one with `localopt trace`, give it as --trace.'
+        )
+    if settings.method == "full" and trace is not None:
+        raise InputError('method "full" trains every layer and has no use for a trace: leave --trace out.')
+
+
+def _fingerprints(
+    model: nn.Module, corpus: Sequence[str], trace: LayerTrace | None, sets: Sequence[ScoredSet]
+) -> dict[str, str]:
+    """Tell a run's inputs from others by their content, so that files may move before it goes on."""
+    weights = ((name, tuple(p.shape), p.detach().flatten()[:8].tolist()) for name, p in model.named_parameters())
+    found = {"model": fingerprint(weights), "corpus": fingerprint(corpus)}
+    if trace is not None:
+        found["trace"] = fingerprint([trace.layers, trace.probe_norms.tolist(), trace.reference_norms.tolist()])
+    for one in sets:
+        items = ((item.text, item.span) if isinstance(item, Probe) else item for item in one.content)
+        found[f"set {one.name}"] = fingerprint(items)
+    return found
+
+
+def _history(out: Path, settings: Settings, inputs: dict[str, str], resume: bool) -> History:
+    """Return the history of the run to resume, or a new one."""
+    refuse_taken(out, resume)
+    path = out / "history.json"
+    if not path.is_file():
+        return History(asdict(settings), inputs)
+    history = History.load(path)
+    history.refuse_other(asdict(settings), inputs, out)
+    return history

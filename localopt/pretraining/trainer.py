@@ -1,0 +1,147 @@
+"""The transformers Trainer, told what :mod:`localopt.pretraining.train` wants of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.optim import Optimizer
+from tqdm.auto import tqdm  # type: ignore[import-untyped]  # with transformers
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from localopt.errors import InputError
+from localopt.pretraining.evaluate import padded
+from localopt.pretraining.probes import Example
+from localopt.pretraining.processes import processes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from localopt.pretraining.train import Settings
+
+SAVE_EVERY = 100  # steps, or an epoch if that is shorter
+WARMUP = 0.05  # share of the steps
+
+
+def fit(
+    model: PreTrainedModel,
+    sequences: Sequence[Example],
+    optimizer: Optimizer,
+    settings: Settings,
+    folder: Path,
+    checkpoint: Path | None,
+    score: Callable[[int, int], None],
+    *,
+    progress: bool,
+) -> None:
+    """Run the training loop.
+
+    Args:
+        model, optimizer, settings: see :func:`localopt.pretraining.train.train`.
+        sequences: what to train on, ``input_ids`` and ``labels`` of shape (T,).
+        folder: where checkpoints go; the last two are kept.
+        checkpoint: where to go on from, or None to begin.
+        score: called with (epoch, step) after every epoch.
+        progress: show a bar with the remaining time.
+
+    Raises:
+        InputError: a checkpoint cannot be written.
+    """
+    steps_an_epoch = math.ceil(len(sequences) / settings.batch_size)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size // processes().num_processes,
+        warmup_steps=math.ceil(WARMUP * steps_an_epoch * settings.epochs),
+        lr_scheduler_type="linear",
+        bf16=settings.bf16,
+        use_cpu=not torch.accelerator.is_available(),  # said aloud, or Trainer refuses bf16 there
+        seed=settings.seed,
+        save_strategy="steps",
+        save_steps=min(SAVE_EVERY, steps_an_epoch),
+        save_total_limit=2,
+        logging_steps=max(1, steps_an_epoch // 10),
+        disable_tqdm=not progress,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        report_to="none",
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # Trainer would give each GPU a batch of its own
+    trainer = _Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=sequences,
+        data_collator=_batch,
+        optimizers=(optimizer, None),
+        callbacks=[_Score(score, steps_an_epoch)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    if progress:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(_Progress)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that was written to its end, and remove what a killed run left half-written."""
+    numbers = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
+    newest_first = sorted((path for path in numbers if numbers[path].isdigit()), key=lambda path: -int(numbers[path]))
+    for path in newest_first:
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # which Trainer writes last
+            return path
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+    return None
+
+
+def _batch(sequences: list[Example]) -> dict[str, Tensor]:
+    return dict(zip(("input_ids", "labels", "attention_mask"), padded(sequences), strict=True))
+
+
+class _Trainer(Trainer):
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except (OSError, SafetensorError, RuntimeError) as error:  # torch.save raises a RuntimeError on a full disk
+            folder = Path(str(self.args.output_dir))
+            last_checkpoint(folder)
+            reason = str(error).partition("\n")[0]
+            raise InputError(
+                f"{folder}: no checkpoint can be written there ({reason}): make room, then go on with --resume."
+            ) from error
+
+
+class _Score(TrainerCallback):
+    """Scores the model after each epoch's last step, before Trainer writes the checkpoint of that step.
+
+    So whoever goes on from a checkpoint finds all scores up to it.
+    """
+
+    def __init__(self, score: Callable[[int, int], None], steps_an_epoch: int) -> None:
+        self.score = score
+        self.steps_an_epoch = steps_an_epoch
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        epoch, within = divmod(state.global_step, self.steps_an_epoch)
+        if within == 0:
+            with tqdm.external_write_mode(file=sys.stderr):  # one bar at a time
+                self.score(epoch, state.global_step)
+
+
+class _Progress(ProgressCallback):
+    """Trainer's bar, with the loss beside it instead of a printed line for every log."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        bar = getattr(self, "training_bar", None)
+        if bar is not None and logs and "loss" in logs:
+            bar.set_postfix(loss=f"{float(logs['loss']):.3f}", epoch=f"{state.epoch:.1f}", refresh=False)

@@ -1,0 +1,145 @@
+"""Batched measuring: when it may be done, and held to the loop over single examples."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from localopt.tracing.examples import Batch
+from localopt.tracing.ghost.batch import grouped, losses, padded
+from localopt.tracing.ghost.uses import NotBatchable, Uses
+
+Squares = Mapping[str, Tensor]
+"""Parameter name -> squared gradient norms, one an example; a parameter without a gradient is absent."""
+
+TOLERANCE = 1e-3
+"""Relative difference from the loop, for each parameter, that is let pass in float32."""
+
+
+class Batched:
+    """Measures batches for as long as the results are the loop's.
+
+    The first batch of its kind (of one example, of several, with padding) is compared with the loop on one example,
+    parameter by parameter. What no rule foresees (a loss that couples the rows, say) shows up there.
+
+    Args:
+        model: as :func:`localopt.tracing.measure.borrowed` lends it.
+        names: the parameters to measure.
+        size: examples in a batch; None for as many as fit in ``localopt.tracing.ghost.batch.TOKENS`` positions.
+        refusal: why not to batch, if the caller knows a reason.
+
+    Attributes:
+        refusal: why examples are measured one by one, None while they are measured in batches.
+    """
+
+    def __init__(
+        self, model: nn.Module, names: Iterable[str], size: int | None = None, refusal: str | None = None
+    ) -> None:
+        parameters = dict(model.named_parameters())
+        self._model = model
+        self._parameters = {name: parameters[name] for name in names}
+        self._size = size
+        self._checked: set[tuple[bool, bool]] = set()
+        self.refusal = refusal or ("batch_size=1" if size == 1 else _refusal(model, self._parameters))
+
+    @property
+    def method(self) -> str:
+        """``"batched"``, or ``"one by one: "`` and the reason."""
+        return "batched" if self.refusal is None else f"one by one: {self.refusal}"
+
+    def groups(self, examples: Iterable[Batch]) -> Iterator[list[Batch]]:
+        """Yield the lists of examples to measure together."""
+        return ([example] for example in examples) if self.refusal else grouped(examples, self._size)
+
+    def squares(self, examples: Sequence[Batch], alone: Callable[[int], Squares]) -> Squares | None:
+        """Return each parameter's squared gradient norms, (B,), or None where there is (now) a ``refusal``.
+
+        Args:
+            examples: B batches of one row.
+            alone: position in ``examples`` -> what the loop finds, 0-d tensors.
+        """
+        if self.refusal is not None:
+            return None
+        try:
+            return self._squares(examples, alone)
+        except NotBatchable as reason:
+            self.refusal = str(reason)
+        except RuntimeError as error:  # out of memory, an activation changed in place, ...: the loop may do better
+            self.refusal = f"the batch failed ({next(iter(str(error).splitlines()), type(error).__name__)})"
+        return None
+
+    def _squares(self, examples: Sequence[Batch], alone: Callable[[int], Squares]) -> Squares:
+        batch = padded(examples, next(self._model.parameters()).device)
+        uses = Uses(self._parameters, batch.labels.shape)
+        with _without_gradients(self._model):
+            with uses:
+                output = self._model(**batch.inputs)
+            logits = getattr(output, "logits", None)
+            if logits is None:
+                raise NotBatchable("the model returns no logits by that name")
+            each, gradient = losses(logits, batch.labels)
+            if not logits.requires_grad or not each.isfinite().all():
+                raise NotBatchable("a loss is not finite, or depends on nothing")  # the loop says which, and raises
+            logits.backward(gradient)
+        squares = {name: square.clamp(min=0) for name, square in uses.collected.squares().items()}
+        if not all(square.isfinite().all() for square in squares.values()):
+            raise NotBatchable("a norm is not finite")
+        kind = batch.even, len(examples) > 1
+        if kind not in self._checked:
+            shortest = min(range(len(examples)), key=lambda row: examples[row]["input_ids"].shape[-1])
+            self._compare(shortest, squares, alone(shortest))
+            self._checked.add(kind)
+        return squares
+
+    def _compare(self, row: int, squares: Squares, alone: Squares) -> None:
+        expected = {name: float(square) ** 0.5 for name, square in alone.items()}
+        found = {name: float(square[row]) ** 0.5 for name, square in squares.items()}
+        # A gradient that is zero but for rounding (of the bias of keys, say) cannot be told to three digits.
+        tolerance = max(TOLERANCE, *(4 * torch.finfo(dtype).eps for dtype in self._dtypes()))
+        noise = tolerance / 100 * max(expected.values(), default=0.0)
+        for name in self._parameters:
+            norm, batched = expected.get(name, 0.0), found.get(name, 0.0)
+            if not abs(norm - batched) <= tolerance * norm + noise:
+                raise NotBatchable(f"{name} has norm {batched:.4g} in a batch and {norm:.4g} in the loop")
+
+    def _dtypes(self) -> set[torch.dtype]:
+        """What is computed in."""
+        parameters = self._parameters.values()
+        cast = {p.device.type for p in parameters if torch.is_autocast_enabled(p.device.type)}
+        return {p.dtype for p in parameters} | {torch.get_autocast_dtype(device) for device in cast}
+
+
+@contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """No parameter requires a gradient inside, so the backward pass computes those of activations only."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def _refusal(model: nn.Module, parameters: Mapping[str, Tensor]) -> str | None:
+    """What can be said against a model before it has run."""
+    config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        return "the model is an encoder-decoder"
+    taken = inspect.signature(model.forward).parameters.values()
+    if not any(parameter.name == "attention_mask" or parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
+        return "the model takes no attention_mask"
+    loss = getattr(model, "loss_function", None)
+    if getattr(loss, "__name__", "") != "ForCausalLMLoss" or not loss.__module__.startswith("transformers."):
+        return "the model's loss is not the one of transformers' causal language models"
+    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl for module in model.modules()):
+        return "the model is compiled"
+    hooked = [name for name, parameter in parameters.items() if parameter._backward_hooks]
+    if hooked:
+        return f"hooks on the gradient of {', '.join(hooked)} have to see it"
+    return None

@@ -1,0 +1,266 @@
+"""Model + examples -> one gradient norm a layer.
+
+The loop here is the readable way, and the one that :mod:`localopt.tracing.ghost` is held to: one example, one backward
+pass, and every gradient measured and let go of the moment it is finished, so that two gradients of the whole model, or
+one, are never alive at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from typing import Any, Literal, TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from localopt.errors import InputError
+from localopt.signals import squared_norm
+from localopt.tracing.examples import Batch, moved
+from localopt.tracing.ghost import Batched
+
+Average = Literal["norms", "gradients"]
+Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor]
+Keep: TypeAlias = Callable[[str, Tensor], None]
+
+
+def average_norms(
+    model: nn.Module,
+    examples: Iterable[Batch],
+    layer_of: Mapping[str, str],
+    *,
+    batched: Batched,
+    average: Average = "norms",
+    loss: Loss | None = None,
+    of: str = "examples",
+    distributed: bool = False,
+) -> tuple[Tensor, int]:
+    """Return N_l over ``examples`` for each layer l, and the number of examples.
+
+    Args:
+        model: as :func:`borrowed` lends it.
+        examples: batches of one row.
+        layer_of: parameter name -> layer name, for the parameters to measure; every one requires a gradient.
+        batched: measures whole batches where it can; what it refuses is measured one by one.
+        average: ``"norms"``, N_l = mean over x of ||g_l(x)||, or ``"gradients"``, N_l = ||mean over x of g_l(x)||. The
+            second keeps one float32 sum of gradients for the whole model.
+        loss: see :func:`localopt.tracing.trace.trace_layers`.
+        of: what the examples are called in errors.
+        distributed: measure every n-th example only, n the number of processes, and add up what all of them measured.
+
+    Returns:
+        A float32 CPU tensor of shape (L,), layers in the order in which ``layer_of`` first names them.
+
+    Raises:
+        InputError: an example has no loss, no labeled token, or a loss or gradient that is not finite.
+    """
+    layers = list(dict.fromkeys(layer_of.values()))
+    sums: dict[str, Tensor] = {}
+    keep = partial(add_up, sums) if average == "gradients" else None
+    total = torch.zeros(len(layers), dtype=torch.float64)
+    count = 0
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+    with _shared_errors(distributed):
+        for group in batched.groups(islice(examples, rank, None, processes)):
+
+            def alone(row: int, group: Sequence[Batch] = group, first: int = count) -> dict[str, Tensor]:
+                name = example_name((first + row) * processes + rank, of)
+                return example_squares(model, group[row], layer_of, loss or own_loss, name, keep)
+
+            together = batched.squares(group, alone)
+            for squares in [together] if together is not None else map(alone, range(len(group))):
+                norms = _layer_norms(squares, layer_of)
+                _check_norms(norms, layers, [(count + i) * processes + rank for i in range(len(norms))], of)
+                total += norms.sum(0)
+                count += len(norms)
+    if distributed:
+        total, count = _summed(total, count)
+    if count == 0:
+        raise InputError(f"the {of} holds no example")
+    if average == "gradients":
+        total = _layer_norms({name: squared_norm(value / count) for name, value in sums.items()}, layer_of)[0] * count
+    return (total / count).float(), count
+
+
+def example_name(number: int, of: str) -> str:
+    """Name an example in an error."""
+    return f"example {number} (from 0) of the {of}"
+
+
+@contextmanager
+def _shared_errors(distributed: bool) -> Iterator[None]:
+    """Raise in every process what one of them raises, so that none waits for it."""
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    if distributed:
+        errors: list[Exception | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(errors, error)
+        error = error or next(filter(None, errors), None)
+    if error is not None:
+        raise error
+
+
+def _summed(total: Tensor, count: int) -> tuple[Tensor, int]:
+    """Add up the sums of norms (L,) and the numbers of examples of all processes."""
+    everything = torch.cat([total, torch.tensor([count], dtype=total.dtype)])
+    if dist.get_backend() == "nccl":  # which sums on GPUs only
+        everything = everything.cuda()
+    dist.all_reduce(everything)
+    return everything[:-1].cpu(), int(everything[-1])
+
+
+def _check_norms(norms: Tensor, layers: Sequence[str], numbers: Sequence[int], of: str) -> None:
+    for number, row in zip(numbers, norms.tolist(), strict=True):
+        bad = [layer for layer, norm in zip(layers, row, strict=True) if not norm < float("inf")]
+        if bad:
+            raise InputError(
+                f"{example_name(number, of)}: the gradient of {', '.join(bad)} is not finite; trace in float32 or "
+                "bfloat16"
+            )
+
+
+def example_squares(
+    model: nn.Module, example: Batch, layer_of: Mapping[str, str], loss: Loss, where: str, keep: Keep | None = None
+) -> dict[str, Tensor]:
+    """Squared norm of one example's gradient for each parameter, 0-d; every gradient goes to ``keep`` too.
+
+    ``where`` names the example in errors.
+    """
+    squares: dict[str, Tensor] = {}
+    again: set[str] = set()
+
+    def take(name: str, parameter: Tensor) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        if gradient is None:
+            return
+        if name in squares:
+            again.add(name)
+        squares[name] = squared_norm(gradient)
+        if keep is not None:
+            keep(name, gradient)
+
+    parameters = dict(model.named_parameters())
+    handles = [_on_gradient(parameters[name], partial(take, name)) for name in layer_of]
+    try:
+        value = loss(model, moved(example, next(iter(parameters.values())).device))
+        _check_loss(value, example, where)
+        value.backward()  # type: ignore[no-untyped-call]
+    finally:
+        for handle in handles:
+            handle.remove()
+    if again:
+        raise ValueError(
+            f"{where}: the gradient of {', '.join(sorted(again))} came in parts, so its norm cannot be taken. "
+            "Reentrant gradient checkpointing does this to a weight used in several segments: switch checkpointing "
+            "off, or use use_reentrant=False"
+        )
+    return squares
+
+
+def _on_gradient(parameter: nn.Parameter, hook: Callable[[Tensor], None]) -> RemovableHandle:
+    handle: RemovableHandle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+    return handle
+
+
+def _layer_norms(squares: Mapping[str, Tensor], layer_of: Mapping[str, str]) -> Tensor:
+    """Squared norms of parameters, for one example or for B (absent ones are 0) -> norms of layers, (B, L) float64.
+
+    There is one transfer from each device.
+    """
+    position = {layer: index for index, layer in enumerate(dict.fromkeys(layer_of.values()))}
+    total = torch.zeros(next((s.numel() for s in squares.values()), 1), len(position), dtype=torch.float64)
+    for device in {square.device for square in squares.values()}:
+        here = {name: square for name, square in squares.items() if square.device == device}
+        index = torch.tensor([position[layer_of[name]] for name in here])
+        total.index_add_(1, index, torch.stack(list(here.values()), dim=-1).cpu().double().reshape(len(total), -1))
+    return total.sqrt()
+
+
+def add_up(sums: dict[str, Tensor], name: str, gradient: Tensor) -> None:
+    """Add a parameter's gradient to its float32 sum."""
+    # In half precision a sum over many examples would stop growing.
+    wide = gradient.to_dense() if gradient.is_sparse else gradient
+    wide = wide.to(torch.promote_types(wide.dtype, torch.float32))
+    sums[name] = sums[name].add_(wide) if name in sums else wide
+
+
+def own_loss(model: nn.Module, batch: Batch) -> Any:
+    """The loss the model itself returns, or None."""
+    if isinstance(batch, Mapping):
+        output = model(**batch)
+    elif isinstance(batch, (tuple, list)):
+        output = model(*batch)
+    else:
+        output = model(batch)
+    return output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+
+
+def _check_loss(value: Any, example: Batch, where: str) -> None:
+    if value is None:
+        raise InputError(f"{where}: the model returned no loss; give the examples `labels`, or pass loss=")
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        shape = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+        raise InputError(f"{where}: the loss has to be a scalar tensor, not of {shape}")
+    if not torch.isfinite(value):
+        labels = example.get("labels") if isinstance(example, Mapping) else None
+        # The first token of a causal model is never predicted, so a label there is none.
+        if isinstance(labels, Tensor) and labels.dim() > 1 and bool((labels[..., 1:] == -100).all()):
+            raise InputError(f"{where}: no token is labeled (every label that counts is -100), so there is no loss")
+        raise InputError(f"{where}: the loss is {value.item()}")
+    if not value.requires_grad:
+        raise InputError(f"{where}: the loss does not depend on any parameter that requires a gradient")
+
+
+@contextmanager
+def borrowed(model: nn.Module) -> Iterator[None]:
+    """Lend the model for measuring, and give it back as it was, whatever happens inside.
+
+    Inside, every module is in evaluation mode (no dropout; Hugging Face models do not checkpoint either), gradients are
+    recorded, no parameter has one, and hooks of the caller that would run on finished gradients (an optimizer in the
+    backward pass, say) are set aside. Afterwards training modes, gradients (the same tensors), hooks and random state
+    are those of before.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    kept = [(p, p.grad, p._post_accumulate_grad_hooks) for p in model.parameters()]
+    devices = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
+    try:
+        for module, _ in modes:
+            module.training = False  # .eval() may do more than that in a model of the caller's
+        for p, _, _ in kept:
+            p.grad = None
+            p._post_accumulate_grad_hooks = None  # type: ignore[assignment]
+        with _random_state(devices), torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for p, gradient, hooks in kept:
+            p.grad = gradient
+            p._post_accumulate_grad_hooks = hooks
+
+
+@contextmanager
+def _random_state(devices: Iterable[torch.device]) -> Iterator[None]:
+    kind = next((device.type for device in devices), "cuda")
+    with torch.random.fork_rng(list(devices), device_type=kind):
+        yield
+
+
+def refuse_wrapped(model: nn.Module, action: str) -> None:
+    """Raise ValueError if ``model``, or a module in it, is wrapped for data-parallel, sharded or DeepSpeed training."""
+    wrappers = ("torch.nn.parallel.distributed", "torch.distributed", "deepspeed")
+    for name, module in model.named_modules():
+        kinds = [kind for kind in type(module).__mro__ if kind.__module__.startswith(wrappers)]
+        if kinds or any(type(p).__module__.startswith("torch.distributed") for p in module.parameters(recurse=False)):
+            how = kinds[0].__name__ if kinds else "DTensor"
+            raise ValueError(
+                f"cannot {action} a model that is already wrapped ({name or 'the model'} is a {how}): "
+                f"{action} the plain model first, and wrap it afterwards"
+            )

@@ -35,7 +35,7 @@ def trace(
     from localopt.pretraining.models import load_model
     from localopt.pretraining.probes import encode, read_probes, read_reference
     from localopt.pretraining.processes import processes
-    from localopt.pretraining.train import refuse_longer
+    from localopt.pretraining.settings import refuse_longer
     from localopt.tracing.gains import trace_gains
     from localopt.tracing.trace import trace_layers
 

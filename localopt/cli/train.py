@@ -60,7 +60,8 @@ def train(
     from localopt.pretraining.processes import processes
     from localopt.pretraining.results import history_table, save_picture
     from localopt.pretraining.scoring import read_sets
-    from localopt.pretraining.train import Settings, refuse_taken
+    from localopt.pretraining.settings import Settings
+    from localopt.pretraining.train import refuse_taken
     from localopt.pretraining.train import train as run
     from localopt.tracing.layer_trace import LayerTrace
 

@@ -25,6 +25,7 @@ PAGES = {
     "benchmarks/results/lifelong.md": "evidence/lifelong.md",
     "benchmarks/results/lifelong/stability.md": "evidence/stability.md",
 }
+MADE = {"examples/first_look.ipynb": "start/first-look.md"}  # by notebook.py
 COPIED = {".png", ".svg", ".html", ".json", ".xz"}
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s]+)(\))")
 IMAGE = re.compile(r'(<img[^>]*\ssrc=")([^"]+)(")')
@@ -38,7 +39,7 @@ def on_files(files: Files, config: Any) -> Files:
     wanted = {target for page in list(files.documentation_pages()) for target in _linked(page)}
     for target in sorted(wanted):
         place = _place(target)
-        if target in PAGES or place is None or files.get_file_from_path(place):
+        if target in PAGES or target in MADE or place is None or files.get_file_from_path(place):
             continue
         if Path(target).suffix in COPIED:
             files.append(File.generated(config, place, content=(ROOT / target).read_bytes()))
@@ -59,13 +60,15 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         place = None if target is None else _place(target)
         if place is None or target is None:
             return match[0]
-        if not (ROOT / target).exists():
+        if not target.startswith("docs/") and not (ROOT / target).exists():
             raise FileNotFoundError(f"{source}: links to {link}, and there is no {target}")
         return f"{before}{posixpath.relpath(place, posixpath.dirname(page.file.src_uri) or '.')}{anchor}{after}"
 
     for pattern in (LINK, IMAGE):
         markdown = _outside_code(markdown, lambda text, pattern=pattern: pattern.sub(relink, text))
-    return _outside_code(markdown, lambda text: re.sub(r"(?m)^(?![-*>|#\s]|\d+\.)(.+)\n(?=(?:[-*]|\d+\.) )", r"\1\n\n", text))
+    return _outside_code(
+        markdown, lambda text: re.sub(r"(?m)^(?![-*>|#\s]|\d+\.)(.+)\n(?=(?:[-*]|\d+\.) )", r"\1\n\n", text)
+    )
 
 
 def _source(page: str) -> str:
@@ -83,8 +86,8 @@ def _target(source: str, link: str) -> tuple[str | None, str]:
 
 def _place(target: str) -> str | None:
     """Return where in the site a file of the repository is; None for what stays where it is."""
-    if target in PAGES:
-        return PAGES[target]
+    if target in PAGES or target in MADE:
+        return PAGES.get(target) or MADE[target]
     if target.startswith("docs/"):
         return target.removeprefix("docs/")
     if (ROOT / target).is_dir():

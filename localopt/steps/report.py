@@ -16,6 +16,12 @@ class Report:
         total_norm: gradient norm over the layers that were updated, before clipping; None without norms.
         share_updated: share of the optimizer's parameters (by element) that lie in updated layers.
         skipped_steps: steps so far that changed nothing because a gradient norm was NaN or infinite.
+
+    Examples:
+        >>> print(Report(("h.0", "h.1"), (0.3, 0.4), (0.0, 1.0), 0.4, 0.5, 0))
+        1 of 2 layers updated (50% of parameters), gradient norm 0.4, 0 steps skipped
+          h.0  norm 0.3        scale 0
+          h.1  norm 0.4        scale 1
     """
 
     names: tuple[str, ...]

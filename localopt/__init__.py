@@ -25,6 +25,7 @@ from localopt.policies import (
 from localopt.steps.report import Report
 
 if TYPE_CHECKING:
+    from localopt.pretraining.interpolation import WithinBudget, interpolate, share_within
     from localopt.tracing.gains import trace_gains
     from localopt.tracing.layer_trace import LayerTrace
     from localopt.tracing.trace import trace_layers
@@ -49,7 +50,10 @@ __all__ = [
     "Report",
     "Smoothed",
     "TopK",
+    "WithinBudget",
+    "interpolate",
     "partition",
+    "share_within",
     "trace_gains",
     "trace_layers",
 ]
@@ -65,4 +69,8 @@ def __getattr__(name: str) -> Any:
         from localopt.tracing.gains import trace_gains
 
         return trace_gains
+    if name in ("WithinBudget", "interpolate", "share_within"):
+        from localopt.pretraining import interpolation
+
+        return getattr(interpolation, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

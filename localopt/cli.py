@@ -81,7 +81,7 @@ def trace(
     from localopt.pretraining.models import load_model
     from localopt.pretraining.probes import encode, read_probes, read_reference
     from localopt.pretraining.processes import processes
-    from localopt.pretraining.train import refuse_longer
+    from localopt.pretraining.settings import refuse_longer
     from localopt.tracing.gains import trace_gains
     from localopt.tracing.trace import trace_layers
 
@@ -170,7 +170,8 @@ def train(
     from localopt.pretraining.processes import processes
     from localopt.pretraining.results import history_table, save_picture
     from localopt.pretraining.scoring import read_sets
-    from localopt.pretraining.train import Settings, refuse_taken
+    from localopt.pretraining.settings import Settings
+    from localopt.pretraining.train import refuse_taken
     from localopt.pretraining.train import train as run
     from localopt.tracing.layer_trace import LayerTrace
 

@@ -18,7 +18,7 @@ class History:
     """One entry of ``scores`` before training and one after each epoch.
 
     Attributes:
-        settings: how to train: the fields of :class:`localopt.pretraining.train.Settings`.
+        settings: how to train: the fields of :class:`localopt.pretraining.settings.Settings`.
         inputs: fingerprints of what the run reads (model, corpus, trace, scored sets), by name.
         scores: ``{"epoch": ..., "step": ..., "sets": {name: score}}``, in order; where an optimizer chose layers also
             ``updated_layers`` and ``share_updated`` (of the parameters), both of the last step.

@@ -6,9 +6,8 @@ and makes a run that was killed go on where it was.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,52 +19,18 @@ from localopt.errors import InputError
 from localopt.optimizer import LocalizedOptimizer
 from localopt.policies.compose import RelativeTo
 from localopt.policies.rules import AboveMean
-from localopt.pretraining.evaluate import positions
 from localopt.pretraining.history import History, fingerprint
 from localopt.pretraining.models import save_model
 from localopt.pretraining.probes import Probe, encode_text
 from localopt.pretraining.processes import processes
 from localopt.pretraining.scoring import ScoredSet, as_numbers, score_sets
+from localopt.pretraining.settings import Settings, refuse_longer, refuse_trace, refuse_uneven
 from localopt.tracing.layer_trace import LayerTrace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-METHODS = ("full", "freeze", "rescale", "online")
 WEIGHT_DECAY = 0.01
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to train; a run that goes on must be asked the same.
-
-    Attributes:
-        method: ``"full"``: AdamW on everything. ``"freeze"`` (TGL + FP): on the layers a trace chose, the others do not
-            even get gradients. ``"rescale"`` (TGL + ALR): each layer's rate scaled by the trace. ``"online"``: each
-            step on the layers with large gradient norms, relative to the trace's reference if there is a trace.
-        lr: peak learning rate; linear warm-up over 5% of the steps, linear decay to 0.
-        epochs, batch_size, seq_len: passes over the corpus, sequences a step (of all processes together), tokens a
-            sequence.
-        bf16: run the model under bfloat16 autocast (weights stay float32).
-        seed: order of the sequences and dropout.
-    """
-
-    method: str = "online"
-    lr: float = 5e-5
-    epochs: int = 3
-    batch_size: int = 8
-    seq_len: int = 256
-    bf16: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError(f"the method must be one of {', '.join(METHODS)}, not {self.method!r}.")
-        if not 0 < self.lr < math.inf:
-            raise InputError(f"the learning rate must be a number above 0, not {self.lr}.")
-        for name, least in {"epochs": 1, "batch_size": 1, "seq_len": 2, "seed": 0}.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}.")
 
 
 def train(
@@ -111,9 +76,9 @@ def train(
     out = Path(out)
     here = processes()
     progress = progress and here.is_main_process
-    _check_trace(settings, trace)
+    refuse_trace(settings, trace)
     refuse_longer(settings.seq_len, model)
-    _refuse_uneven(settings.batch_size, here.num_processes)
+    refuse_uneven(settings.batch_size, here.num_processes)
     history = _history(out, settings, _fingerprints(model, corpus, trace, sets), resume)
     here.wait_for_everyone()  # none may find what another writes below
     sequences = encode_text(corpus, tokenizer, settings.seq_len)
@@ -182,30 +147,6 @@ def refuse_taken(out: Path, resume: bool) -> None:
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         remedy = "name a new folder" if resume else "name a new folder, or add --resume to go on with the run in it"
         raise InputError(f"{out}: exists and is not empty: {remedy}.")
-
-
-def refuse_longer(seq_len: int, model: nn.Module) -> None:
-    """Raise InputError if the model cannot read this many tokens at once."""
-    longest = positions(model)
-    if longest is not None and seq_len > longest:
-        raise InputError(f"the model reads at most {longest} tokens at once, not {seq_len}: set --seq-len {longest}.")
-
-
-def _refuse_uneven(batch_size: int, count: int) -> None:
-    if batch_size % count:
-        raise InputError(
-            f"{batch_size} sequences a step cannot be shared evenly by {count} processes: set --batch-size to a "
-            f"multiple of {count}."
-        )
-
-
-def _check_trace(settings: Settings, trace: LayerTrace | None) -> None:
-    if settings.method in ("freeze", "rescale") and trace is None:
-        raise InputError(
-            f'method "{settings.method}" needs a trace: make one with `localopt trace`, give it as --trace.'
-        )
-    if settings.method == "full" and trace is not None:
-        raise InputError('method "full" trains every layer and has no use for a trace: leave --trace out.')
 
 
 def _fingerprints(

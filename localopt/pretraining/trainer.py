@@ -26,7 +26,7 @@ from localopt.pretraining.processes import processes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from localopt.pretraining.train import Settings
+    from localopt.pretraining.settings import Settings
 
 SAVE_EVERY = 100  # steps, or an epoch if that is shorter
 WARMUP = 0.05  # share of the steps

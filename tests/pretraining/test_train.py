@@ -27,7 +27,8 @@ from localopt.pretraining import trainer
 from localopt.pretraining.history import History
 from localopt.pretraining.probes import read_corpus
 from localopt.pretraining.scoring import read_sets
-from localopt.pretraining.train import METHODS, Settings, make_optimizer, train
+from localopt.pretraining.settings import METHODS, Settings
+from localopt.pretraining.train import make_optimizer, train
 from localopt.pretraining.trainer import last_checkpoint
 from localopt.tracing.layer_trace import LayerTrace
 from tests.tiny_files import contents, full_disk, write_inputs

@@ -1,0 +1,77 @@
+"""How to train: the settings of a run, and what cannot work, refused before anything is loaded or changed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from localopt.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from localopt.tracing.layer_trace import LayerTrace
+
+METHODS = ("full", "freeze", "rescale", "online")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train; a run that goes on must be asked the same.
+
+    Attributes:
+        method: ``"full"``: AdamW on everything. ``"freeze"`` (TGL + FP): on the layers a trace chose, the others do not
+            even get gradients. ``"rescale"`` (TGL + ALR): each layer's rate scaled by the trace. ``"online"``: each
+            step on the layers with large gradient norms, relative to the trace's reference if there is a trace.
+        lr: peak learning rate; linear warm-up over 5% of the steps, linear decay to 0.
+        epochs, batch_size, seq_len: passes over the corpus, sequences a step (of all processes together), tokens a
+            sequence.
+        bf16: run the model under bfloat16 autocast (weights stay float32).
+        seed: order of the sequences and dropout.
+    """
+
+    method: str = "online"
+    lr: float = 5e-5
+    epochs: int = 3
+    batch_size: int = 8
+    seq_len: int = 256
+    bf16: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"the method must be one of {', '.join(METHODS)}, not {self.method!r}.")
+        if not 0 < self.lr < math.inf:
+            raise InputError(f"the learning rate must be a number above 0, not {self.lr}.")
+        for name, least in {"epochs": 1, "batch_size": 1, "seq_len": 2, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}.")
+
+
+def refuse_trace(settings: Settings, trace: LayerTrace | None) -> None:
+    """Raise InputError if the method lacks the trace it needs, or has one it cannot use."""
+    if settings.method in ("freeze", "rescale") and trace is None:
+        raise InputError(
+            f'method "{settings.method}" needs a trace: make one with `localopt trace`, give it as --trace.'
+        )
+    if settings.method == "full" and trace is not None:
+        raise InputError('method "full" trains every layer and has no use for a trace: leave --trace out.')
+
+
+def refuse_longer(seq_len: int, model: nn.Module) -> None:
+    """Raise InputError if the model cannot read this many tokens at once."""
+    from localopt.pretraining.evaluate import positions
+
+    longest = positions(model)
+    if longest is not None and seq_len > longest:
+        raise InputError(f"the model reads at most {longest} tokens at once, not {seq_len}: set --seq-len {longest}.")
+
+
+def refuse_uneven(batch_size: int, count: int) -> None:
+    """Raise InputError if so many processes cannot have the same share of every step."""
+    if batch_size % count:
+        raise InputError(
+            f"{batch_size} sequences a step cannot be shared evenly by {count} processes: set --batch-size to a "
+            f"multiple of {count}."
+        )

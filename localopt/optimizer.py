@@ -168,11 +168,19 @@ class LocalizedOptimizer(OptimizerWrapper):
             with torch.enable_grad():
                 loss = closure()
             self.observe(loss)
+        self._step()
+        self.inner._opt_called = True  # type: ignore[attr-defined]  # what a scheduler made on it looks for
+        return loss
+
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # compiling has nothing to gain: there are few, large kernels
+    def _step(self) -> None:
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         shards = self._check(parameters)
         update = Update(self.inner, self._layout, self._policy, self.frozen_state, self._anchor)
-        numbers: Sequence[float] | None
-        if self._measured.names:
+        if not self._measured.names:
+            numbers: Sequence[float] | None = update.by_constant()
+            self._scales, self._signals, self._shares = self._policy.constant, {}, None
+        else:
             signals = self._measured(self.param_groups, self.state, self._anchor, shards)
             finite = self._measured.finite(signals)
             if self.nonfinite == "raise" and not finite:
@@ -180,14 +188,9 @@ class LocalizedOptimizer(OptimizerWrapper):
             scales = self._policy.choose(LayerSignals(signals), finite)
             clip = None if self.max_grad_norm is None else clip_factor(signals["norm"], scales, self.max_grad_norm)
             self._skipped += ~finite
-            numbers, self._shares = update(signals, scales, finite, clip, self._measured.segments, shards)
-            self._signals, self._scales = signals, scales
-        else:
-            numbers = update.by_constant()
-            self._scales = self._policy.constant
+            numbers, shares = update(signals, scales, finite, clip, self._measured.segments, shards)
+            self._scales, self._signals, self._shares = scales, signals, shares
         self._tell(numbers)
-        self.inner._opt_called = True  # type: ignore[attr-defined]  # what a scheduler made on it looks for
-        return loss
 
     def observe(self, loss: float | Tensor) -> None:
         """Tell the loss of the batch that the next step is about, for policies that need it; ``step(closure)`` does."""
@@ -204,7 +207,7 @@ class LocalizedOptimizer(OptimizerWrapper):
         if "no gradient" not in self._said and all(parameter.grad is None for parameter in parameters):
             refuse_rebuilt(self._live_model(), parameters)
             self._said.add("no gradient")
-            warnings.warn("no parameter has a gradient: nothing was updated (said once)", stacklevel=5)
+            warnings.warn("no parameter has a gradient: nothing was updated (said once)", stacklevel=8)
         if self._device() != self._policy.device:
             self._bind()
         self._measured.refuse_missing(self.state)
@@ -213,7 +216,7 @@ class LocalizedOptimizer(OptimizerWrapper):
     def _tell(self, scales: Sequence[float] | None) -> None:
         """Say once what trains, and once that nothing does."""
         if scales is not None and not any(scales):
-            self._warn_all_frozen(stacklevel=6)  # past the decorators of step, to the line that called it
+            self._warn_all_frozen(stacklevel=9)  # past the decorators of step, to the line that called it
         if "summary" not in self._said:
             self._said.add("summary")
             if logger.isEnabledFor(logging.INFO) and scales is not None:

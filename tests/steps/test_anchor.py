@@ -1,4 +1,4 @@
-"""Decay toward the start: its laws, bit for bit over torch's own optimizer database, and what checkpoints hold of it."""
+"""Decay toward the start: its laws, bit for bit over torch's optimizer database, and what checkpoints hold of it."""
 
 from __future__ import annotations
 
@@ -218,9 +218,11 @@ def run(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> Non
         optimizer.step()
 
 
-def localized(model: nn.Module, policy: Policy = AboveMean(), **options: Any) -> LocalizedOptimizer:
+def localized(model: nn.Module, policy: Policy | None = None, **options: Any) -> LocalizedOptimizer:
     decay = AnchorDecay(1.0, rule="selective", **options)
-    return LocalizedOptimizer(AdamW(model.parameters(), lr=0.1), model, policy, layers=by_digit, anchor_decay=decay)
+    return LocalizedOptimizer(
+        AdamW(model.parameters(), lr=0.1), model, policy or AboveMean(), layers=by_digit, anchor_decay=decay
+    )
 
 
 def reloaded(state: Any) -> Any:

@@ -1,0 +1,70 @@
+"""What several commands have in common: options, where output goes, and checks before anything is done."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from localopt.errors import InputError
+
+if TYPE_CHECKING:
+    from localopt.tracing.layer_trace import LayerTrace
+
+out_console = Console()
+err_console = Console(stderr=True)
+
+Model = Annotated[str, typer.Argument(help="Hub id, local folder, or GGUF file.", metavar="MODEL")]
+Probes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--probe", help="Probe file to score, and what to call it; may be given several times.", metavar="NAME=FILE"
+    ),
+]
+Reference = Annotated[
+    Path | None,
+    typer.Option(help="What the model should keep: ordinary text, or a probe file of facts.", metavar="FILE"),
+]
+
+
+def placed(network: Any) -> Any:
+    """Put a model on this process's accelerator, if there is one."""
+    from localopt.pretraining.processes import processes
+
+    return network.to(processes().device)
+
+
+def check_trace(loaded: LayerTrace, path: Path | None, network: Any) -> None:
+    """Refuse a trace that is of another model, or cannot choose layers."""
+    from localopt.layers import partition
+
+    try:
+        loaded.check(partition((name for name, _ in network.named_parameters()), loaded.partition()).values())
+        _ = loaded.relative_norms
+    except ValueError as error:
+        raise InputError(f"{path}: {error}.") from error
+
+
+def say_written(*paths: Path | None) -> None:
+    written = ", ".join(str(path) for path in paths if path is not None)
+    err_console.print(f"written: {written}", markup=False, highlight=False, soft_wrap=True)
+
+
+def evenly(items: list[Any], limit: int | None) -> list[Any]:
+    """At most ``limit`` of the items, spaced evenly: files are often sorted by topic."""
+    if limit is None or limit >= len(items):
+        return items
+    return [items[i * len(items) // limit] for i in range(limit)]
+
+
+def refuse_existing(*paths: Path | None) -> None:
+    for path in paths:
+        if path is not None and path.exists():
+            raise InputError(f"{path}: exists already: name a new file, or remove this one.")
+        if path is not None and not path.parent.is_dir():
+            raise InputError(f"{path}: there is no folder {path.parent}: make it first.")
+        if path is not None and not os.access(path.parent, os.W_OK):
+            raise InputError(f"{path}: {path.parent} cannot be written to: name another folder.")

@@ -8,20 +8,27 @@ from localopt.layers import partition
 from localopt.optimizer import LocalizedOptimizer
 from localopt.policies import (
     AboveMean,
+    Agreement,
     Cyclic,
     Every,
+    Everything,
     Fixed,
+    GainOverDamage,
     HighestSNR,
     LayerDecay,
+    LossScaled,
     Pinned,
     Policy,
     Proportional,
     Quantile,
     RandomLayers,
+    RelativeChange,
     RelativeTo,
     Smoothed,
     TopK,
 )
+from localopt.signals import LayerSignals
+from localopt.steps.anchor import AnchorDecay
 from localopt.steps.report import Report
 
 if TYPE_CHECKING:
@@ -34,18 +41,25 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AboveMean",
+    "Agreement",
+    "AnchorDecay",
     "Cyclic",
     "Every",
+    "Everything",
     "Fixed",
+    "GainOverDamage",
     "HighestSNR",
     "LayerDecay",
+    "LayerSignals",
     "LayerTrace",
     "LocalizedOptimizer",
+    "LossScaled",
     "Pinned",
     "Policy",
     "Proportional",
     "Quantile",
     "RandomLayers",
+    "RelativeChange",
     "RelativeTo",
     "Report",
     "Smoothed",

@@ -20,6 +20,21 @@ from localopt.policies.protocol import bound, check_count, count_layers, mean_no
 
 
 @dataclass(frozen=True)
+class Everything:
+    """Train every layer at the user's rate: s_l = 1. The bare optimizer; what is left is decay toward the start.
+
+    >>> Everything()(torch.tensor([1.0, 0.0]))
+    tensor([1., 1.])
+    """
+
+    binary: ClassVar[bool] = True
+    constant: ClassVar[bool] = True
+
+    def __call__(self, norms: Tensor) -> Tensor:
+        return torch.ones_like(norms)
+
+
+@dataclass(frozen=True)
 class AboveMean:
     """Train the layers whose norm is at least the mean: s_l = 1 if n_l >= min(mean, max) else 0.
 

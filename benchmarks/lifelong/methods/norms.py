@@ -68,30 +68,30 @@ class Norms:
             self._keep(name, dict(zip(trace.layers, trace.probe_norms.tolist(), strict=True)))
         return self.known[name]
 
-    def worth(self, half: str, reference: str) -> dict[str, float]:
+    def gain_over_damage(self, half: str, reference: str) -> dict[str, float]:
         """What a step on each layer wins on a half's news over what it costs a set to keep.
 
         Of several sets joined by "+" it is the harmonic mean, each first divided by its own: costs add up.
         """
         if "+" in reference:
-            parts = [torch.tensor(list(self.worth(half, part).values())) for part in reference.split("+")]
+            parts = [torch.tensor(list(self.gain_over_damage(half, part).values())) for part in reference.split("+")]
             costs = torch.stack([part.reciprocal() / part.reciprocal().mean() for part in parts])
             return dict(zip(self[half], costs.mean(0).reciprocal().tolist(), strict=True))
-        key = f"worth {half} {reference}"
+        key = f"gain/damage {half} {reference}"
         if key not in self.known:
             self.at_start()
             trace = trace_gains(self.model, self.examples(half), self.examples(reference))
             self._keep(key, dict(zip(trace.layers, trace.relative_norms.tolist(), strict=True)))
         return self.known[key]
 
-    def together(self, half: str, reference: str) -> dict[str, float]:
+    def joint_rates(self, half: str, reference: str) -> dict[str, float]:
         """The rates of layers that win most on a half's news for what they cost a set to keep, as one step.
 
-        Unlike `worth` it knows that what one layer does to an example another may undo. With gains g and moves M, of
-        E examples, the rates are the s >= 0 that maximize <g, s> - s^T C s / 2, C = M^T M / E, of which what is beside
-        the diagonal is halved: it is not well known from so few examples.
+        Unlike `gain_over_damage` it knows that what one layer does to an example another may undo. With gains g and
+        moves M, of E examples, the rates are the s >= 0 that maximize <g, s> - s^T C s / 2, C = M^T M / E, of which
+        what is beside the diagonal is halved: it is not well known from so few examples.
         """
-        key = f"together {half} {reference}"
+        key = f"joint rates {half} {reference}"
         if key not in self.known:
             self.at_start()
             step = first_step(self.model, self.examples(half), self.examples(reference))

@@ -1,7 +1,7 @@
 """Records -> uptake and forgetting with intervals, and methods compared at equal forgetting.
 
 The *score* of a question is the log of the probability its right answer has among the answers offered. For a run, a
-share a of the way from the start to its end, and scores s:
+share a of its change (start + a * (end - start), linear interpolation of weights), and scores s:
 
     gain(a)       = mean over facts taught of (s_a - s_0)
     control(a)    = the same over held-out facts

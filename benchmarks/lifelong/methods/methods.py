@@ -47,8 +47,9 @@ class Entry:
     """A method with what a table says of it.
 
     `plan`: the scales of the layers. `replay`: what is read along with the passages. `correct`: what is done to the
-    weights around every step. `anchor`: decay toward the start, in the optimizer. `lora`: rank of adapters that are trained instead of the weights. `rate`: what the
-    sweep's rate is multiplied by, for methods that need another order of magnitude.
+    weights around every step. `anchor`: decay toward the start, in the optimizer. `lora`: rank of adapters that are
+    trained instead of the weights. `rate`: what the sweep's rate is multiplied by, for methods that need another order
+    of magnitude.
     """
 
     about: str
@@ -159,7 +160,7 @@ METHODS: dict[str, Entry] = {
     "fp-kept16": Entry("TGL+FP against 16 facts to keep", frozen("kept16")),
     "fp-text+kept": Entry("TGL+FP against text and facts to keep", frozen("text+kept")),
     "alr-kept-mean": Entry("TGL+ALR against facts to keep, mean rate kept", rescaled("kept", "mean")),
-    # Decay toward the start in the optimizer, and rules on other signals than norms; PREDICTIONS.md has what was expected.
+    # Decay toward the start in the optimizer, and rules on other signals than norms. What was expected: PREDICTIONS.md.
     "selective": Entry("AdamW, selective anchor decay", everything, anchor=_SELECTIVE),
     "cautious": Entry("AdamW, cautious anchor decay", everything, anchor=AnchorDecay(_STRENGTH, rule="cautious")),
     "gain-damage-fp-selective": Entry(

@@ -1,9 +1,9 @@
 """What is known of a start's layers: gradient norms on the sets that traces are made of, measured when first asked for.
 
 Sets: `A`, `B`: the passages of a half, the loss on the answer alone (what a user has before training; no question of
-the exam). `corpusA`, `corpusB`: the same passages, the loss on every token. `own`: what the start itself writes. `text`:
-ordinary text that the start has not read. `near`, `far`: facts to keep, never tested; `kept`:
-both. A number at the end (`kept16`) takes that many examples.
+the exam). `corpusA`, `corpusB`: the same passages, the loss on every token. `own`: what the start itself writes.
+`text`: ordinary text that the start has not read. `near`, `far`: facts to keep, never tested; `kept`: both. A number at
+the end (`kept16`) takes that many examples.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ SMALL_FILES = (CONFIG, ADAPTER, INDEX)
 
 PICKLED = "its weights are pickled, and opening them would run code: save it again with model.save_pretrained(folder)"
 OWN_CODE = (
-    "this model needs code of its own (auto_map in its config.json or tokenizer_config.json), and localopt does not run "
-    "code that comes with a model: use a model whose architecture transformers has."
+    "this model needs code of its own (auto_map in its JSON files), and localopt does not run code that comes with a "
+    "model: use a model whose architecture transformers has."
 )
 
 _LARGEST = 64 << 20  # bytes of a JSON file; an index of the largest models has 10 MB

@@ -52,14 +52,15 @@ def partition(names: Iterable[str], layers: Layers = "sublayer") -> dict[str, st
     Args:
         names: parameter names as ``model.named_parameters()`` gives them; wrapper prefixes are seen through. Pass all
             names of a model, frozen ones too: what else a block holds tells where its norms belong.
-        layers: ``"sublayer"`` (attention and MLP of each block apart), ``"block"`` (whole blocks), ``"parameter"`` (every
-            parameter its own layer), or a function from the canonical parameter name to a layer name.
+        layers: ``"sublayer"`` (attention and MLP of each block apart), ``"block"`` (whole blocks), ``"parameter"``
+            (every parameter its own layer), or a function from the canonical parameter name to a layer name.
 
     Returns:
         Parameter name -> layer name.
 
     Raises:
-        ValueError: a name comes twice, ``layers`` is unknown, or the function returns something other than a layer name.
+        ValueError: a name comes twice, ``layers`` is unknown, or the function returns something other than a layer
+            name.
         TypeError: the names are not strings.
 
     Examples:

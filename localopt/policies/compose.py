@@ -25,8 +25,10 @@ from localopt.policies.protocol import (
     is_binary,
     is_constant,
     load_state,
+    needs,
     state_tensors,
 )
+from localopt.signals import LayerSignals
 
 
 class Composed(Stateful):
@@ -38,6 +40,11 @@ class Composed(Stateful):
     def binary(self) -> bool:
         """Whether every scale is 0 or 1."""
         return is_binary(self.policy)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The signals the policy inside is called with; none if it takes norms."""
+        return needs(self.policy)
 
     @property
     def constant(self) -> bool:
@@ -99,6 +106,7 @@ class Smoothed(Composed):
 
     def bind(self, names: Sequence[str], device: torch.device) -> None:
         """Keep the averages of the layers whose names stay, start those of the others."""
+        _refuse_signals(self, self.policy)
         super().bind(names, device)
         for key in ("average", "weight"):  # weight is the same average of ones, 1 - beta^t
             self._state[key] = carry_over(self._state.get(key), self._names, names, device, fill=0.0)
@@ -147,7 +155,7 @@ class Every(Composed):
         self._state["steps"] = self._steps(device)
         self._names = tuple(names)
 
-    def __call__(self, norms: Tensor) -> Tensor:
+    def __call__(self, norms: Tensor | LayerSignals) -> Tensor:
         held, steps = bound(self._state.get("held"), self), self._state["steps"]
         held.copy_(torch.where(steps % self.n == 0, self.policy(norms), held))
         steps.add_(1)
@@ -194,9 +202,10 @@ class Pinned(Composed):
         self._pinned = torch.tensor([name in always or name in never for name in names], device=device)
         self._scales = torch.tensor([float(name in always) for name in names], device=device)
 
-    def __call__(self, norms: Tensor) -> Tensor:
+    def __call__(self, norms: Tensor | LayerSignals) -> Tensor:
         pinned, scales = bound(self._pinned, self), bound(self._scales, self)
-        return torch.where(pinned, scales, self.policy(norms.masked_fill(pinned, 0.0)))
+        others = norms.without(pinned) if isinstance(norms, LayerSignals) else norms.masked_fill(pinned, 0.0)
+        return torch.where(pinned, scales, self.policy(others))
 
     @staticmethod
     def _matches(argument: str, patterns: str | Sequence[str], names: Sequence[str]) -> set[str]:
@@ -224,8 +233,8 @@ class RelativeTo(Composed):
     """Let ``policy`` see each norm relative to a trace's reference: R_l = n_l / N_l(reference).
 
     It undoes what makes some layers' gradients large whatever the text. A relative norm does not exist where the
-    reference norm is 0, and noticing at a step that a norm is to be divided by 0 would mean waiting for the device, so it
-    is refused when bound. A layer without a gradient in this step has R_l = 0 and takes no part.
+    reference norm is 0, and noticing at a step that a norm is to be divided by 0 would mean waiting for the device, so
+    it is refused when bound. A layer without a gradient in this step has R_l = 0 and takes no part.
 
     Args:
         trace: a :class:`~localopt.LayerTrace` of norms; its layers are matched by name and may be more than the
@@ -246,8 +255,8 @@ class RelativeTo(Composed):
         tensor([1., 0.])
 
     References:
-        The relative gradient norm of Fernandez et al. 2024 (arXiv 2411.04448), with this step's norm in place of the mean
-        norm over a probe set.
+        The relative gradient norm of Fernandez et al. 2024 (arXiv 2411.04448), with this step's norm in place of the
+        mean norm over a probe set.
     """
 
     trace: ReferenceNorms = field(repr=False)
@@ -256,6 +265,7 @@ class RelativeTo(Composed):
 
     def bind(self, names: Sequence[str], device: torch.device) -> None:
         """Align the reference norms with the layers `names`."""
+        _refuse_signals(self, self.policy)
         if getattr(self.trace, "holds_gains", False):
             raise ValueError(
                 "the trace holds gains and damages (trace_gains), and a norm cannot be taken relative to a damage. Use "
@@ -278,3 +288,12 @@ class RelativeTo(Composed):
 
     def __call__(self, norms: Tensor) -> Tensor:
         return self.policy(norms / bound(self._reference, self))
+
+
+def _refuse_signals(outer: object, policy: Policy) -> None:
+    wanted = needs(policy)
+    if wanted:
+        raise ValueError(
+            f"{type(outer).__name__} changes the norms a policy sees, and {policy!r} is called with the signals "
+            f"{', '.join(wanted)} instead: use it without {type(outer).__name__}"
+        )

@@ -159,8 +159,8 @@ class LayerDecay:
         tensor([0.1250, 0.2500, 0.5000, 1.0000])
 
     References:
-        The layer-wise decay of ELECTRA (Clark et al. 2020, arXiv 2003.10555, appendix B) and BEiT (Bao et al. 2022, arXiv
-        2106.08254), with the depths of BEiT's code.
+        The layer-wise decay of ELECTRA (Clark et al. 2020, arXiv 2003.10555, appendix B) and BEiT (Bao et al. 2022,
+        arXiv 2106.08254), with the depths of BEiT's code.
     """
 
     rate: float

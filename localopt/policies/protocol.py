@@ -1,4 +1,4 @@
-"""What a policy is: a rule that turns one gradient norm a layer into one learning-rate scale a layer.
+"""What a policy is: a rule that turns one number a layer, or several, into one learning-rate scale a layer.
 
 Only the call is required, so a plain function is a policy. Everything else is optional and looked up through the
 functions below, which the optimizer and the policies that contain other policies share. `Stateful` and what follows it
@@ -32,6 +32,8 @@ class Policy(Protocol):
       added, for rules that look at weights.
     - `binary: bool`: the scales are only 0 and 1, so the learning rate is passed on untouched.
     - `constant: bool`: the scales never change and do not depend on the norms, which then need not be computed.
+    - `needs: tuple[str, ...]`: the policy is called with `LayerSignals` that hold these signals (and no others) instead
+      of norms.
     - `state_dict()`, `load_state_dict(state)`: the live device tensors the policy updates in place, by name. The
       optimizer saves them, loads them and puts them back when a step is skipped. They exist once `bind` was called.
 
@@ -41,7 +43,7 @@ class Policy(Protocol):
     True
     """
 
-    def __call__(self, norms: Tensor, /) -> Tensor: ...
+    def __call__(self, norms: Any, /) -> Tensor: ...
 
 
 def bind(policy: Policy, names: Sequence[str], device: torch.device) -> None:
@@ -64,6 +66,11 @@ def is_binary(policy: Policy) -> bool:
 def is_constant(policy: Policy) -> bool:
     """Whether the scales never change, whatever the norms."""
     return bool(getattr(policy, "constant", False))
+
+
+def needs(policy: Policy) -> tuple[str, ...]:
+    """The signals `policy` is to be called with; none for one that takes norms."""
+    return tuple(getattr(policy, "needs", ()))
 
 
 def state_tensors(policy: Policy) -> dict[str, Tensor]:

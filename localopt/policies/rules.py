@@ -20,12 +20,27 @@ from localopt.policies.protocol import bound, check_count, count_layers, mean_no
 
 
 @dataclass(frozen=True)
+class Everything:
+    """Train every layer at the user's rate: s_l = 1. The bare optimizer; what is left is decay toward the start.
+
+    >>> Everything()(torch.tensor([1.0, 0.0]))
+    tensor([1., 1.])
+    """
+
+    binary: ClassVar[bool] = True
+    constant: ClassVar[bool] = True
+
+    def __call__(self, norms: Tensor) -> Tensor:
+        return torch.ones_like(norms)
+
+
+@dataclass(frozen=True)
 class AboveMean:
     """Train the layers whose norm is at least the mean: s_l = 1 if n_l >= min(mean, max) else 0.
 
     Mean and maximum run over the layers that have a gradient. The paper freezes the layers whose relative gradient norm
-    is not above the mean; its ">" would freeze everything where all norms are equal. ">=" does not, and the minimum keeps
-    that so where the mean is rounded up past the largest norm.
+    is not above the mean; its ">" would freeze everything where all norms are equal. ">=" does not, and the minimum
+    keeps that so where the mean is rounded up past the largest norm.
 
     Examples:
         >>> AboveMean()(torch.tensor([1.0, 2.0, 6.0]))
@@ -49,8 +64,8 @@ class TopK:
     The first of equal norms goes first; a layer without a gradient is never chosen, so fewer than k may be.
 
     Args:
-        k: a number of layers (int >= 1), or a share of all L of them (float in (0, 1], rounded to the nearest number, at
-            least 1).
+        k: a number of layers (int >= 1), or a share of all L of them (float in (0, 1], rounded to the nearest number,
+            at least 1).
 
     Raises:
         TypeError, ValueError: any other ``k``.
@@ -79,8 +94,8 @@ class Quantile:
     Q(q) is the quantile of the P norms that are not 0, interpolated linearly.
 
     Args:
-        q: with 0.75 about a quarter of the layers is trained, with 0 every layer that has a gradient, with 1 those of the
-            largest norm.
+        q: with 0.75 about a quarter of the layers is trained, with 0 every layer that has a gradient, with 1 those of
+            the largest norm.
 
     Raises:
         ValueError: unless 0 <= q <= 1.

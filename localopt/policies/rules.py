@@ -23,8 +23,9 @@ from localopt.policies.protocol import bound, check_count, count_layers, mean_no
 class Everything:
     """Train every layer at the user's rate: s_l = 1. The bare optimizer; what is left is decay toward the start.
 
-    >>> Everything()(torch.tensor([1.0, 0.0]))
-    tensor([1., 1.])
+    Examples:
+        >>> Everything()(torch.tensor([1.0, 0.0]))
+        tensor([1., 1.])
     """
 
     binary: ClassVar[bool] = True

@@ -57,7 +57,7 @@ def interpolate(model: nn.Module, start: Mapping[str, Tensor], share: Share, *, 
 
 @dataclass(frozen=True)
 class WithinBudget:
-    """What :func:`share_within` found.
+    """What :func:`~localopt.share_within` found.
 
     Attributes:
         share: how far the model was moved from the start, in [0, 1]; it is there now.

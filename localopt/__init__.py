@@ -8,23 +8,31 @@ from localopt.layers import partition
 from localopt.optimizer import LocalizedOptimizer
 from localopt.policies import (
     AboveMean,
+    Agreement,
     Cyclic,
     Every,
+    Everything,
     Fixed,
+    GainOverDamage,
     HighestSNR,
     LayerDecay,
+    LossScaled,
     Pinned,
     Policy,
     Proportional,
     Quantile,
     RandomLayers,
+    RelativeChange,
     RelativeTo,
     Smoothed,
     TopK,
 )
+from localopt.signals import LayerSignals
+from localopt.steps.anchor import AnchorDecay
 from localopt.steps.report import Report
 
 if TYPE_CHECKING:
+    from localopt.pretraining.interpolation import WithinBudget, interpolate, share_within
     from localopt.tracing.gains import trace_gains
     from localopt.tracing.layer_trace import LayerTrace
     from localopt.tracing.trace import trace_layers
@@ -33,23 +41,33 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AboveMean",
+    "Agreement",
+    "AnchorDecay",
     "Cyclic",
     "Every",
+    "Everything",
     "Fixed",
+    "GainOverDamage",
     "HighestSNR",
     "LayerDecay",
+    "LayerSignals",
     "LayerTrace",
     "LocalizedOptimizer",
+    "LossScaled",
     "Pinned",
     "Policy",
     "Proportional",
     "Quantile",
     "RandomLayers",
+    "RelativeChange",
     "RelativeTo",
     "Report",
     "Smoothed",
     "TopK",
+    "WithinBudget",
+    "interpolate",
     "partition",
+    "share_within",
     "trace_gains",
     "trace_layers",
 ]
@@ -65,4 +83,8 @@ def __getattr__(name: str) -> Any:
         from localopt.tracing.gains import trace_gains
 
         return trace_gains
+    if name in ("WithinBudget", "interpolate", "share_within"):
+        from localopt.pretraining import interpolation
+
+        return getattr(interpolation, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

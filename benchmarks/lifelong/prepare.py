@@ -36,8 +36,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.lifelong.data import entities, facts, fictional, retained
 from benchmarks.lifelong.data.text import untokenize, words
-from benchmarks.lifelong.exam.candidates import Question, answer_losses, plant
 from localopt.errors import InputError
+from localopt.pretraining.candidates import Question, answer_losses, plant
 from localopt.pretraining.evaluate import Margins
 from localopt.pretraining.models import load_model, save_model
 from localopt.pretraining.probes import Probe, read_corpus

@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.lifelong.data.passages import SPLITS
-from benchmarks.lifelong.exam.candidates import Question, answer_losses, plant
 from localopt.errors import InputError
+from localopt.pretraining.candidates import Question, answer_losses, plant
 from localopt.pretraining.evaluate import span_losses
 from localopt.pretraining.probes import encode, encode_text, read_corpus, read_probes
 from localopt.pretraining.textfiles import json_lines

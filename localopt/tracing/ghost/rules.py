@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from localopt.signals import squared_norm
+from localopt.sums import squared_norm
 
 CHUNK = 1 << 22
 """Elements of scratch space that a rule may take for the examples it handles at once; a single one may need more."""

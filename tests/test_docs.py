@@ -109,7 +109,9 @@ def commands(page: Path) -> Iterator[str]:
             for line in re.sub(r"\\\n\s*", "", block.code).splitlines():
                 if COMMAND.match(line) and "[options]" not in line:
                     yield line.partition("  #")[0]
-    yield from re.findall(r"`((?:localopt|python -m benchmarks\.)[^`\n]* --[^`\n]+)`", page.read_text(encoding="utf-8"))
+    yield from re.findall(
+        r"`((?:localopt [a-z]|python -m benchmarks\.)[^`\n]* --[^`\n]+)`", page.read_text(encoding="utf-8")
+    )
 
 
 COMMANDS = [(page, command) for page in PAGES for command in commands(page)]

@@ -88,7 +88,7 @@ class LocalizedOptimizer(OptimizerWrapper):
     Raises:
         ValueError, TypeError: at construction, for anything that cannot work, with what to use instead.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
         >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         >>> optimizer = LocalizedOptimizer(optimizer, model)

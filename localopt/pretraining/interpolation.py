@@ -42,7 +42,7 @@ def interpolate(model: nn.Module, start: Mapping[str, Tensor], share: Share, *, 
             not have, another shape, or a weight that requires a gradient missing; layers without a share, or shares
             without a layer. The model is unchanged.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(1, 1, bias=False)
         >>> start = {name: weight.detach().clone() for name, weight in model.named_parameters()}
         >>> end = nn.init.constant_(model.weight, 3.0)
@@ -113,7 +113,7 @@ def share_within(
         ValueError: a budget or resolution that cannot be; a start of another model; a score of the start that is not
             finite.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(1, 1, bias=False)
         >>> _ = nn.init.constant_(model.weight, 2.0)
         >>> found = share_within(model, {"weight": torch.zeros(1, 1)}, lambda m: m.weight.item() ** 2, rise=1.0)

@@ -50,7 +50,7 @@ class AnchorDecay:
     Raises:
         ValueError: a strength or rule that cannot be.
 
-    Example:
+    Examples:
         >>> AnchorDecay(1.0, rule="selective")
         AnchorDecay(strength=1.0, rule='selective')
     """

@@ -45,8 +45,12 @@ def trace_gains(
     given back as it was included, is as in :func:`localopt.trace_layers`.
 
     Args:
-        model, probe, reference, layers, loss, progress: as for :func:`localopt.trace_layers`. Ordinary text, with the
-            loss on every token, is the reference this was tried with.
+        model: as for :func:`localopt.trace_layers`.
+        probe: likewise.
+        reference: likewise; ordinary text, with the loss on every token, is what this was tried with.
+        layers: likewise.
+        loss: likewise.
+        progress: likewise.
 
     Returns:
         A trace whose ``probe_norms`` are the gains and whose ``reference_norms`` are the damages (its metadata says
@@ -56,7 +60,7 @@ def trace_gains(
     Raises:
         InputError, ValueError: as :func:`localopt.trace_layers` does.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
         >>> def squared_error(model, batch):
         ...     return (model(batch[0]) - batch[1]).square().mean()

@@ -36,7 +36,7 @@ class LayerTrace:
             ``average`` ("norms", "gradients", or "gains"), ``method`` ("batched", or "one by one: " and why),
             ``probe_examples`` and ``reference_examples`` (counts), ``dtype``, ``localopt``, ``torch``.
 
-    Example:
+    Examples:
         >>> trace = LayerTrace(("h.0.mlp", "h.1.mlp"), torch.tensor([1.0, 6.0]), torch.tensor([2.0, 2.0]))
         >>> trace.relative_norms
         tensor([0.5000, 3.0000])

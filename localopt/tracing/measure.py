@@ -120,10 +120,7 @@ def _check_norms(norms: Tensor, layers: Sequence[str], numbers: Sequence[int], o
     for number, row in zip(numbers, norms.tolist(), strict=True):
         bad = [layer for layer, norm in zip(layers, row, strict=True) if not norm < float("inf")]
         if bad:
-            raise InputError(
-                f"{example_name(number, of)}: the gradient of {', '.join(bad)} is not finite; trace in float32 or "
-                "bfloat16"
-            )
+            raise InputError(_not_finite(example_name(number, of), bad))
 
 
 def example_squares(
@@ -161,7 +158,21 @@ def example_squares(
             "Reentrant gradient checkpointing does this to a weight used in several segments: switch checkpointing "
             "off, or use use_reentrant=False"
         )
+    _check_squares(squares, layer_of, where)
     return squares
+
+
+def _check_squares(squares: Mapping[str, Tensor], layer_of: Mapping[str, str], where: str) -> None:
+    for device in {square.device for square in squares.values()}:  # one transfer from each
+        here = {name: square for name, square in squares.items() if square.device == device}
+        finite = torch.stack(list(here.values())).isfinite().tolist()
+        bad = dict.fromkeys(layer_of[name] for name, good in zip(here, finite, strict=True) if not good)
+        if bad:
+            raise InputError(_not_finite(where, bad))
+
+
+def _not_finite(where: str, layers: Iterable[str]) -> str:
+    return f"{where}: the gradient of {', '.join(layers)} is not finite; trace in float32 or bfloat16"
 
 
 def _on_gradient(parameter: nn.Parameter, hook: Callable[[Tensor], None]) -> RemovableHandle:

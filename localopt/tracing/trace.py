@@ -24,6 +24,7 @@ from torch import nn
 from localopt import __version__
 from localopt.errors import InputError
 from localopt.layers import Layers, partition
+from localopt.outside import shown
 from localopt.tracing.examples import one_by_one
 from localopt.tracing.ghost import Batched
 from localopt.tracing.layer_trace import LayerTrace
@@ -120,7 +121,7 @@ def trace_layers(
             )
         logger.info("method: %s", batched.method)
         if progress:
-            bar.console.print(f"method: {batched.method}", highlight=False, markup=False)
+            bar.console.print(shown(f"method: {batched.method}"), highlight=False)
     about = described(model, layers, average, batched.method, counts)
     return LayerTrace(tuple(dict.fromkeys(trained.values())), norms["probe"], norms["reference"], about)
 

@@ -32,8 +32,8 @@ class BoundPolicy:
         device: where signals come and scales are wanted.
 
     Attributes:
-        constant: the scales (L,), on the CPU, of a policy that never changes them; else None. Such a policy lives on the
-            CPU, where it is asked once, so that no step and no layout has to wait for the device.
+        constant: the scales (L,), on the CPU, of a policy that never changes them; else None. Such a policy lives on
+            the CPU, where it is asked once, so that no step and no layout has to wait for the device.
         numbers: the same as a list.
     """
 

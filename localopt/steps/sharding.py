@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 from torch import Tensor
 
+from localopt.sums import sum_dtype
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.tensor import DTensor
@@ -95,6 +97,9 @@ class KnownSharding:
         seen = [(p.device_mesh, p.placements) if is_sharded(p) else None for p in parameters]
         if seen != self._seen:
             self._found, self._seen = sharding(parameters), seen
+            if self._found is not None:
+                home = parameters[0].device
+                self._found.weights(home, sum_dtype(home))
         return self._found
 
     def __getstate__(self) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from localopt.policies import (
 from localopt.steps.report import Report
 
 if TYPE_CHECKING:
-    from localopt.tracing.gains import trace_gains
     from localopt.tracing.layer_trace import LayerTrace
+    from localopt.tracing.samples import Samples
     from localopt.tracing.trace import trace_layers
 
 __version__ = "0.1.0"
@@ -47,22 +47,18 @@ __all__ = [
     "RandomLayers",
     "RelativeTo",
     "Report",
+    "Samples",
     "Smoothed",
     "TopK",
     "partition",
-    "trace_gains",
     "trace_layers",
 ]
 
 
 def __getattr__(name: str) -> Any:
     # The optimizer needs torch alone; tracing also brings safetensors and rich, so it waits until it is asked for.
-    if name in ("LayerTrace", "trace_layers"):
+    if name in ("LayerTrace", "Samples", "trace_layers"):
         from localopt.tracing import trace
 
         return getattr(trace, name)
-    if name == "trace_gains":
-        from localopt.tracing.gains import trace_gains
-
-        return trace_gains
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

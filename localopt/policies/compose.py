@@ -224,8 +224,8 @@ class RelativeTo(Composed):
         """Align the reference norms with the layers `names`."""
         if getattr(self.trace, "holds_gains", False):
             raise ValueError(
-                "the trace holds gains and damages (trace_gains), and a norm cannot be taken relative to a damage. Use "
-                "a trace of trace_layers here, or this one's frozen_parameters() or adaptive_learning_rates() instead"
+                "the trace holds gains and damages, and a norm cannot be taken relative to a damage. Use a trace by "
+                "score='norms' here, or this one's frozen_parameters() or adaptive_learning_rates() instead"
             )
         norms = dict(zip(self.trace.layers, self.trace.reference_norms.tolist(), strict=True))
         missing = [name for name in names if name not in norms]

@@ -42,7 +42,7 @@ def average_norms(
     """Return N_l over ``examples`` for each layer l, and the number of examples.
 
     Args:
-        model: as :func:`borrowed` lends it.
+        model: as :func:`localopt.tracing.lending.borrowed` lends it.
         examples: batches of one row.
         layer_of: parameter name -> layer name, for the parameters to measure; every one requires a gradient.
         batched: measures whole batches where it can; what it refuses is measured one by one.
@@ -64,7 +64,7 @@ def average_norms(
     total = torch.zeros(len(layers), dtype=torch.float64)
     count = 0
     rank, processes = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
-    with _shared_errors(distributed):
+    with shared_errors(distributed):
         for group in batched.groups(islice(examples, rank, None, processes)):
 
             def alone(row: int, group: Sequence[Batch] = group, first: int = count) -> dict[str, Tensor]:
@@ -73,8 +73,8 @@ def average_norms(
 
             together = batched.squares(group, alone)
             for squares in [together] if together is not None else map(alone, range(len(group))):
-                norms = _layer_norms(squares, layer_of)
-                _check_norms(norms, layers, [(count + i) * processes + rank for i in range(len(norms))], of)
+                norms = layer_norms(squares, layer_of)
+                check_norms(norms, layers, [(count + i) * processes + rank for i in range(len(norms))], of)
                 total += norms.sum(0)
                 count += len(norms)
     if distributed:
@@ -82,7 +82,7 @@ def average_norms(
     if count == 0:
         raise InputError(f"the {of} holds no example")
     if average == "gradients":
-        total = _layer_norms({name: squared_norm(value / count) for name, value in sums.items()}, layer_of)[0] * count
+        total = layer_norms({name: squared_norm(value / count) for name, value in sums.items()}, layer_of)[0] * count
     return (total / count).float(), count
 
 
@@ -92,7 +92,7 @@ def example_name(number: int, of: str) -> str:
 
 
 @contextmanager
-def _shared_errors(distributed: bool) -> Iterator[None]:
+def shared_errors(distributed: bool) -> Iterator[None]:
     """Raise in every process what one of them raises, so that none waits for it."""
     error: Exception | None = None
     try:
@@ -116,7 +116,7 @@ def _summed(total: Tensor, count: int) -> tuple[Tensor, int]:
     return everything[:-1].cpu(), int(everything[-1])
 
 
-def _check_norms(norms: Tensor, layers: Sequence[str], numbers: Sequence[int], of: str) -> None:
+def check_norms(norms: Tensor, layers: Sequence[str], numbers: Sequence[int], of: str) -> None:
     for number, row in zip(numbers, norms.tolist(), strict=True):
         bad = [layer for layer, norm in zip(layers, row, strict=True) if not norm < float("inf")]
         if bad:
@@ -169,7 +169,7 @@ def _on_gradient(parameter: nn.Parameter, hook: Callable[[Tensor], None]) -> Rem
     return handle
 
 
-def _layer_norms(squares: Mapping[str, Tensor], layer_of: Mapping[str, str]) -> Tensor:
+def layer_norms(squares: Mapping[str, Tensor], layer_of: Mapping[str, str]) -> Tensor:
     """Squared norms of parameters, for one example or for B (absent ones are 0) -> norms of layers, (B, L) float64.
 
     There is one transfer from each device.
@@ -216,51 +216,3 @@ def _check_loss(value: Any, example: Batch, where: str) -> None:
         raise InputError(f"{where}: the loss is {value.item()}")
     if not value.requires_grad:
         raise InputError(f"{where}: the loss does not depend on any parameter that requires a gradient")
-
-
-@contextmanager
-def borrowed(model: nn.Module) -> Iterator[None]:
-    """Lend the model for measuring, and give it back as it was, whatever happens inside.
-
-    Inside, every module is in evaluation mode (no dropout; Hugging Face models do not checkpoint either), gradients are
-    recorded, no parameter has one, and hooks of the caller that would run on finished gradients (an optimizer in the
-    backward pass, say) are set aside. Afterwards training modes, gradients (the same tensors), hooks and random state
-    are those of before.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    kept = [(p, p.grad, p._post_accumulate_grad_hooks) for p in model.parameters()]
-    devices = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
-    try:
-        for module, _ in modes:
-            module.training = False  # .eval() may do more than that in a model of the caller's
-        for p, _, _ in kept:
-            p.grad = None
-            p._post_accumulate_grad_hooks = None  # type: ignore[assignment]
-        with _random_state(devices), torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for p, gradient, hooks in kept:
-            p.grad = gradient
-            p._post_accumulate_grad_hooks = hooks
-
-
-@contextmanager
-def _random_state(devices: Iterable[torch.device]) -> Iterator[None]:
-    kind = next((device.type for device in devices), "cuda")
-    with torch.random.fork_rng(list(devices), device_type=kind):
-        yield
-
-
-def refuse_wrapped(model: nn.Module, action: str) -> None:
-    """Raise ValueError if ``model``, or a module in it, is wrapped for data-parallel, sharded or DeepSpeed training."""
-    wrappers = ("torch.nn.parallel.distributed", "torch.distributed", "deepspeed")
-    for name, module in model.named_modules():
-        kinds = [kind for kind in type(module).__mro__ if kind.__module__.startswith(wrappers)]
-        if kinds or any(type(p).__module__.startswith("torch.distributed") for p in module.parameters(recurse=False)):
-            how = kinds[0].__name__ if kinds else "DTensor"
-            raise ValueError(
-                f"cannot {action} a model that is already wrapped ({name or 'the model'} is a {how}): "
-                f"{action} the plain model first, and wrap it afterwards"
-            )

@@ -19,13 +19,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.lifelong.data.passages import SPLITS, answers_in_passages
 from benchmarks.lifelong.start import plain_text
-from localopt import trace_gains, trace_layers
+from localopt import trace_layers
 from localopt.layers import partition
 from localopt.pretraining.probes import Example, Probe, encode, read_probes
 from localopt.tracing.examples import one_by_one
 from localopt.tracing.gains import first_step
 from localopt.tracing.layer_trace import LayerTrace
-from localopt.tracing.measure import add_up, borrowed, example_name, example_squares, own_loss
+from localopt.tracing.lending import borrowed, trained_layers
+from localopt.tracing.measure import add_up, example_name, example_squares, own_loss
 
 EXAMPLES = 64
 
@@ -80,7 +81,7 @@ class Norms:
         key = f"worth {half} {reference}"
         if key not in self.known:
             self.at_start()
-            trace = trace_gains(self.model, self.examples(half), self.examples(reference))
+            trace = trace_layers(self.model, self.examples(half), self.examples(reference), score="gains")
             self._keep(key, dict(zip(trace.layers, trace.relative_norms.tolist(), strict=True)))
         return self.known[key]
 
@@ -94,7 +95,9 @@ class Norms:
         key = f"together {half} {reference}"
         if key not in self.known:
             self.at_start()
-            step = first_step(self.model, self.examples(half), self.examples(reference))
+            with borrowed(self.model):
+                sets = (one_by_one(self.examples(name), name) for name in (half, reference))
+                step = first_step(self.model, *sets, trained_layers(self.model, "sublayer"))
             cost = step.moves.T @ step.moves / len(step.moves)
             cost = (cost + cost.diag().diag()) / 2
             self._keep(key, dict(zip(step.layers, best_rates(step.gains, cost).tolist(), strict=True)))

@@ -1,96 +1,123 @@
-"""Gradients -> one norm a layer.
+"""Gradients (and weights) -> numbers a layer, the signals a policy decides by.
 
 For a layer l whose parameters have gradients g_1 .. g_k, its gradient norm is
 
     N_l = sqrt(||g_1||^2 + ... + ||g_k||^2)
 
-Each gradient is read once. The squares are summed per layer by one padded gather: no atomic additions, so every process
-that holds equal gradients gets equal bits and chooses the same layers. Nothing here waits for the device.
+and the other signals (see :class:`LayerSignals`) are made of such sums too. Sums over the tensors of a layer are taken
+by one padded gather: no atomic additions, so every process that holds equal gradients gets equal bits and chooses the
+same layers. Nothing here waits for the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from localopt.steps.sharding import Sharding
+from localopt.sums import READS, Sources, squares, sums
 
-# Sizes in elements. A float32 dot product is off by 3e-7 at SHORT (3e-6 if the numbers are bfloat16's) and by ever more
-# beyond; a longer gradient is cut into rows, whose norms are short again. Half-precision gradients are widened a chunk
-# at a time, in a buffer that stays in cache: to reduce them as they are is twice as fast, and off by 2e-3 at worst.
-SHORT = 1 << 17
-ROW = 1 << 12
-CHUNK = 1 << 20
+SIGNALS = (*READS, "size", "loss")
+_ROOTS = ("norm", "weight", "drift", "momentum")  # the signals that are roots of their sums
 
 
-def squared_norm(gradient: Tensor) -> Tensor:
-    """Return the sum of squares of one gradient, accumulated in float32 or wider.
+@dataclass(frozen=True)
+class LayerSignals:
+    """What a policy may know of a step: one float32 tensor (L,) a signal, on the device of the parameters.
 
-    Args:
-        gradient: any shape, any floating or complex dtype, dense or sparse, on any device.
+    A policy that declares ``needs = ("l1", "weight")`` is called with these signals; others are not taken, and asking
+    for one raises AttributeError.
 
-    Returns:
-        A 0-d tensor on the gradient's device; float64, or float32 where the device has no float64.
+    With g the gradients of a layer's parameters, w their weights, w0 those training began with, m their momentum:
 
-    Example:
-        >>> squared_norm(torch.tensor([3.0, 4.0])).item()
-        25.0
+    - ``norm`` ||g||_2 and ``l1`` ||g||_1; ``weight`` ||w||_2; ``drift`` ||w - w0||_2; ``momentum`` ||m||_2
+    - ``pullback`` <g, w - w0>: positive where, by the gradient, the layer has gone too far
+    - ``agreement`` <g, m>: positive where the step goes on in the direction of those before it
+    - ``size``: elements of the layer's parameters; ``loss``: the batch's, the same number for every layer
+
+    Attributes:
+        values: the signals by name.
+
+    Examples:
+        >>> signals = LayerSignals({"norm": torch.tensor([3.0, 4.0]), "weight": torch.tensor([1.0, 2.0])})
+        >>> signals.norm / signals.weight
+        tensor([3., 2.])
     """
-    flat = _flat(gradient)
-    if flat.device.type == "cpu":
-        return torch.tensor(_square_on_cpu(flat, _buffer()), dtype=torch.float64)
-    norm: Tensor = torch.linalg.vector_norm(flat, dtype=_accumulator(flat.dtype))
-    return norm.to(_sum_dtype(flat.device)).square()
 
+    values: dict[str, Tensor] = field(default_factory=dict)
 
-def segments(layer_of: Sequence[int], count: int, device: torch.device | str = "cpu") -> Tensor:
-    """Lay out which gradients make up which layer, for :func:`layer_norms`.
+    def __getattr__(self, name: str) -> Tensor:
+        if name.startswith("_") or name == "values":
+            raise AttributeError(name)
+        if name not in self.values:
+            known = f"declare it: needs = ({name!r}, ...)" if name in SIGNALS else f"signals are {', '.join(SIGNALS)}"
+            raise AttributeError(f"no signal {name!r} was taken in this step: {known}")
+        return self.values[name]
 
-    Args:
-        layer_of: for each of the T gradients, the index of its layer, 0 <= index < count.
-        count: number of layers L.
-        device: where the norms are wanted.
+    def harmless(self, counts: Tensor) -> LayerSignals:
+        """Return ones in place of everything where ``counts`` (0-d or (L,), bool) is False."""
+        return LayerSignals({name: torch.where(counts, value, 1.0) for name, value in self.values.items()})
 
-    Returns:
-        An int64 tensor of shape (L, W), W the largest number of gradients in a layer: row l holds the positions of
-        layer l's gradients, padded with T (which :func:`layer_norms` reads as zero).
-
-    Example:
-        >>> segments([0, 1, 0], 2)
-        tensor([[0, 2],
-                [1, 3]])
-    """
-    members: list[list[int]] = [[] for _ in range(count)]
-    for position, layer in enumerate(layer_of):
-        members[layer].append(position)
-    width = max((len(row) for row in members), default=0)
-    padding = len(layer_of)
-    rows = [row + [padding] * (width - len(row)) for row in members]
-    return torch.tensor(rows, dtype=torch.int64).reshape(count, width).to(device)
+    def without(self, layers: Tensor) -> LayerSignals:
+        """Return zeros for some layers (a bool tensor (L,)), as if they had no gradient."""
+        return LayerSignals({name: value.masked_fill(layers, 0.0) for name, value in self.values.items()})
 
 
 def layer_norms(gradients: Sequence[Tensor | None], layout: Tensor, sharding: Sharding | None = None) -> Tensor:
     """Return one gradient norm a layer, in one pass over the gradients.
 
     Args:
-        gradients: the T gradients in the order of ``layer_of``; ``None`` counts as zero.
-        layout: what :func:`segments` returned; the norms come out on its device.
+        gradients: T gradients; ``None`` counts as zero.
+        layout: which of them make up which layer, as :func:`localopt.steps.layout.segments` lays it out; the norms come
+            out on its device.
         sharding: given if gradients are what this process holds of larger ones; every process then has to call this.
 
     Returns:
         A float32 tensor of shape (L,), on the device of ``layout``.
 
-    Example:
-        >>> layer_norms([torch.tensor([3.0]), None, torch.tensor([4.0])], segments([0, 1, 0], 2))
+    Examples:
+        >>> layer_norms([torch.tensor([3.0]), None, torch.tensor([4.0])], torch.tensor([[0, 2], [1, 3]]))
         tensor([5., 0.])
     """
-    squares = _squares(gradients, layout.device)
+    return _by_layer(squares(gradients, layout.device)[None], layout, sharding)[0].sqrt().float()
+
+
+def layer_signals(
+    names: Sequence[str], sources: Sources, layout: Tensor, sharding: Sharding | None = None
+) -> dict[str, Tensor]:
+    """Return signals of every layer, all taken in one pass over what they are taken of.
+
+    Args:
+        names: which, of :data:`localopt.sums.READS`.
+        sources: gradients, weights, ... as far as these need them, of T parameters; what is None counts as zero.
+        layout, sharding: as for :func:`layer_norms`.
+
+    Returns:
+        By name, float32 tensors of shape (L,) on the device of ``layout``.
+
+    Examples:
+        >>> sources = {"gradient": [torch.tensor([3.0]), torch.tensor([4.0])], "weight": [torch.ones(1), torch.ones(1)]}
+        >>> layer_signals(["norm", "weight"], sources, torch.tensor([[0, 1]]))["weight"]
+        tensor([1.4142])
+    """
+    if tuple(names) == ("norm",):
+        return {"norm": layer_norms(sources["gradient"], layout, sharding)}
+    layers = _by_layer(sums(names, sources, layout.device), layout, sharding)
+    return {
+        name: (row.clamp(min=0).sqrt() if name in _ROOTS else row).float()
+        for name, row in zip(names, layers.unbind(), strict=True)
+    }
+
+
+def _by_layer(found: Tensor, layout: Tensor, sharding: Sharding | None) -> Tensor:
+    """Add up the sums (S, T + 1) of all parameters over those of each layer, and over processes: (S, L)."""
     if sharding is not None:
-        squares = squares * torch.tensor([*sharding.shares, 0.0], dtype=squares.dtype).to(squares.device)
-    layers = squares[layout].sum(dim=1)
-    return (layers if sharding is None else sharding.sum(layers)).sqrt().float()
+        found = found * torch.tensor([*sharding.shares, 0.0], dtype=found.dtype).to(found.device)
+    layers = found[:, layout].sum(dim=2)
+    return layers if sharding is None else sharding.sum(layers)
 
 
 def clip_factor(norms: Tensor, scales: Tensor, max_norm: float) -> Tensor:
@@ -103,7 +130,7 @@ def clip_factor(norms: Tensor, scales: Tensor, max_norm: float) -> Tensor:
     Returns:
         A 0-d float32 tensor, at most 1.
 
-    Example:
+    Examples:
         >>> clip_factor(torch.tensor([3.0, 4.0, 100.0]), torch.tensor([1.0, 1.0, 0.0]), 2.5)
         tensor(0.5000)
     """
@@ -119,73 +146,3 @@ def reference_layer_norms(gradients: Sequence[Tensor | None], layer_of: Sequence
             values = gradient.to_dense() if gradient.is_sparse else gradient
             squares[layer] += values.abs().cpu().double().square().sum()
     return squares.sqrt()
-
-
-def _squares(gradients: Sequence[Tensor | None], home: torch.device) -> Tensor:
-    """Sum of squares of every gradient, then one zero for the padding: shape (T + 1,) on ``home``."""
-    if {gradient.device.type for gradient in gradients if gradient is not None} <= {"cpu"}:
-        buffer = _buffer()
-        values = [0.0 if gradient is None else _square_on_cpu(_flat(gradient), buffer) for gradient in gradients]
-        return torch.tensor([*values, 0.0], dtype=torch.float64).to(home)
-    zero = torch.zeros((), dtype=_sum_dtype(home), device=home)
-    slots = [zero] * (len(gradients) + 1)
-    for (device, dtype), members in _by_device_and_dtype(gradients).items():
-        if device.type == "cpu":
-            norms = [squared_norm(gradient).sqrt() for _, gradient in members]
-        else:
-            flats = [_flat(gradient) for _, gradient in members]
-            norms = list(torch._foreach_norm(flats, 2, dtype=_accumulator(dtype)))
-        # One transfer a device, not one a gradient.
-        moved = torch.stack(norms).to(device=home, dtype=zero.dtype, non_blocking=True).square()
-        for (position, _), square in zip(members, moved.unbind(), strict=True):
-            slots[position] = square
-    return torch.stack(slots)
-
-
-def _square_on_cpu(flat: Tensor, buffer: Tensor) -> float:
-    if flat.dtype in (torch.float32, torch.float64):
-        return _dot(flat)
-    # A Python float is a float64: adding the chunks up there costs nothing and loses nothing.
-    return sum(_dot(buffer[: chunk.numel()].copy_(chunk)) for chunk in torch.split(flat, CHUNK))
-
-
-def _dot(flat: Tensor) -> float:
-    """Return flat . flat. With few tensor operations: a large model has hundreds of small gradients."""
-    if flat.numel() <= SHORT:
-        return torch.dot(flat, flat).item()
-    left = flat.numel() % ROW
-    if left:
-        return _dot(flat[:-left]) + _dot(flat[-left:])
-    norms = torch.linalg.vector_norm(flat.view(-1, ROW), dim=1)
-    return _dot(norms)
-
-
-def _buffer() -> Tensor:
-    return torch.empty(CHUNK, dtype=torch.float32)
-
-
-def _flat(gradient: Tensor) -> Tensor:
-    if gradient.is_sparse:
-        # Uncoalesced entries of one index have to be added before they are squared.
-        gradient = gradient.coalesce().values()
-    if gradient.is_complex():
-        gradient = torch.view_as_real(gradient.resolve_conj())
-    return (gradient.detach() if gradient.requires_grad else gradient).reshape(-1)
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
-
-
-def _sum_dtype(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-def _by_device_and_dtype(
-    gradients: Sequence[Tensor | None],
-) -> dict[tuple[torch.device, torch.dtype], list[tuple[int, Tensor]]]:
-    groups: dict[tuple[torch.device, torch.dtype], list[tuple[int, Tensor]]] = {}
-    for position, gradient in enumerate(gradients):
-        if gradient is not None:
-            groups.setdefault((gradient.device, gradient.dtype), []).append((position, gradient))
-    return groups

@@ -260,7 +260,7 @@ def test_arguments_that_make_no_sense_are_refused() -> None:
     inner = AdamW(model.parameters())
     assert_refused("max_grad_norm must be", inner, model, max_grad_norm=0.0)
     assert_refused("max_grad_norm must be", inner, model, max_grad_norm="1")
-    assert_refused("frozen_state must be one of 'hold', 'track', 'drop'", inner, model, frozen_state="keep")
+    assert_refused("frozen_state must be one of 'hold', 'track', 'carry', 'drop'", inner, model, frozen_state="keep")
     assert_refused("nonfinite must be one of", inner, model, nonfinite="ignore")
     assert_refused("decides at every step", inner, model, frozen_state="drop")
     assert_refused("policy must be callable", inner, model, 3, error=TypeError)

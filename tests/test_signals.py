@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from localopt.signals import layer_norms, reference_layer_norms, segments, squared_norm
+from localopt.signals import layer_norms, reference_layer_norms
+from localopt.steps.layout import segments
+from localopt.sums import squared_norm
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

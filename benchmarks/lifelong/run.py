@@ -1,4 +1,4 @@
-"""One run: teach a half's passages by one method, then examine the model on the way back to where it started."""
+"""One run: teach a half's passages by one method, then examine it interpolated with the start."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from benchmarks.lifelong.watch import Watch
 from benchmarks.memory import peak, reset_peak
 from localopt.pretraining.probes import Example, encode
 
-SHARES = (0.25, 0.5, 0.75, 1.0)  # of the way from the start to the end
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of the change that is kept: weights interpolated between start and end
 RELEARNED, RELEARN_STEPS, RELEARN_RATE = 10, 3, 2e-5
 DIGITS = 2
 
@@ -67,7 +67,7 @@ class Bench:
         epochs = self._lessons(cell.half, method.replay)
         torch.manual_seed(cell.seed)  # adapters begin at random
         with adapted(self.model, method.lora) as trained:
-            optimizer = make_optimizer(trained, method.rate * cell.lr, plan)
+            optimizer = make_optimizer(trained, method.rate * cell.lr, plan, method.anchor)
             if method.correct:
                 method.correct(case, trained, optimizer)
             watch = Watch(trained, optimizer, plan)

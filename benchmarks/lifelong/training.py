@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from localopt import LocalizedOptimizer
 from localopt.pretraining.evaluate import padded
 from localopt.pretraining.probes import Example
 
@@ -30,6 +33,16 @@ class Settings:
     batch_size: int = 8
     epochs: int = 3
     bf16: bool = False
+
+    @classmethod
+    def of(cls, prepared: Path, bf16: bool = False, smoke: bool = False) -> Settings:
+        """Those of a prepared folder, whose manifest says how long its passages are where they must be read whole.
+
+        `smoke`: one epoch, of short texts where they need not.
+        """
+        file = prepared / "manifest.json"
+        length = json.loads(file.read_text()).get("length") if file.is_file() else None
+        return cls(length or (16 if smoke else cls.length), epochs=1 if smoke else cls.epochs, bf16=bf16)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -78,6 +91,8 @@ def fit(
             with settings.autocast():
                 loss = model(input_ids=ids, labels=labels, attention_mask=attention, use_cache=False).loss
             loss.backward()
+            if isinstance(optimizer, LocalizedOptimizer):
+                optimizer.observe(loss.detach())
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()

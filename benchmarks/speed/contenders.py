@@ -14,7 +14,8 @@ from torch.optim import SGD, AdamW
 
 from benchmarks.speed.workloads import Workload
 from localopt import Fixed, LocalizedOptimizer
-from localopt.signals import layer_norms, segments
+from localopt.signals import layer_norms
+from localopt.steps.layout import segments
 
 MAX_NORM = 1e-3  # far below the gradients' norm: every step clips
 

@@ -23,7 +23,9 @@ from rich.table import Table
 from benchmarks.speed.train import Run
 from benchmarks.stamp import stamp, summary
 from benchmarks.timing import rounds_of
-from localopt.signals import layer_norms, segments, squared_norm
+from localopt.signals import layer_norms
+from localopt.steps.layout import segments
+from localopt.sums import squared_norm
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

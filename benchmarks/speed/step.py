@@ -27,7 +27,8 @@ from benchmarks.speed.launches import calls
 from benchmarks.speed.workloads import CONFIGS, Workload, of_layers, of_model
 from benchmarks.stamp import stamp
 from benchmarks.timing import Timing, bandwidth, interleave
-from localopt.signals import layer_norms, reference_layer_norms, segments
+from localopt.signals import layer_norms, reference_layer_norms
+from localopt.steps.layout import segments
 
 SHARES = (1.0, 0.5, 0.3, 0.1)
 WATCHED = 0.5  # the share at which memory and calls are looked at

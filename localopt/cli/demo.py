@@ -18,7 +18,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Another seed is another world.")] = 0,
 ) -> None:
     """Watch it work in three minutes, offline: a small world whose facts change, and a model that has to keep up."""
-    from localopt.demo import run_demo
+    from localopt.demo.tiny import run_demo
 
     names = chain(["localopt-demo"], (f"localopt-demo-{number}" for number in count(2)))
     free = (Path(name) for name in names)

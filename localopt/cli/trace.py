@@ -36,6 +36,7 @@ def trace(
     from localopt.pretraining.probes import encode, read_probes, read_reference
     from localopt.pretraining.processes import processes
     from localopt.pretraining.settings import refuse_longer
+    from localopt.pretraining.vocabulary import refuse_beyond
     from localopt.tracing.trace import trace_layers
 
     refuse_existing(out, plot)
@@ -54,6 +55,7 @@ def trace(
     refuse_longer(seq_len, network)
     examples = encode(probes, tokenizer, seq_len)
     references = evenly(read_reference(reference, tokenizer, seq_len), limit)
+    refuse_beyond([*examples, *references], network)
     result = trace_layers(
         placed(network),
         examples,

@@ -1,8 +1,1 @@
-"""A drifting world in miniature: see the whole method work in two minutes, offline."""
-
-from __future__ import annotations
-
-from localopt.demo.experiment import Result, Size
-from localopt.demo.run import run_demo
-
-__all__ = ["Result", "Size", "run_demo"]
+"""What ``localopt demo`` runs: a real model taught invented facts, or with ``--tiny`` a miniature of it."""

@@ -54,7 +54,7 @@ def learning_forgetting(
     Raises:
         ValueError: there are no runs, or a number is not finite (the message names the run).
 
-    Example:
+    Examples:
         >>> runs = [Run("AdamW", 3.3, 0.99, path=[(1.0, 0.4)]), Run("localized", 0.2, 0.91)]
         >>> figure = learning_forgetting(runs)
         >>> [text.get_text() for text in figure.axes[0].texts]

@@ -70,7 +70,7 @@ def heat_map(
     Raises:
         ValueError: there are no values, or ``marked`` names a layer that has none.
 
-    Example:
+    Examples:
         >>> figure = heat_map({"embed": 1.0, "h.0.attention": 0.5, "h.0.mlp": 2.0}, center=1.2, marked=["h.0.mlp"])
         >>> len(figure.axes[0].patches)
         3

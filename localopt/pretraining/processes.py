@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from rich.console import Console
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -18,3 +19,8 @@ def processes() -> PartialState:
     from accelerate import PartialState  # takes seconds
 
     return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def say(text: str) -> None:
+    """Print to standard error, where progress goes; only the main process should."""
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)

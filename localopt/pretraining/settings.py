@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from localopt.tracing.layer_trace import LayerTrace
 
 METHODS = ("full", "freeze", "rescale", "online")
+WARMUP = 0.05  # share of the steps
+FEW = 20  # steps: with fewer there is no warm-up, and little is learned
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Settings:
         method: ``"full"``: AdamW on everything. ``"freeze"`` (TGL + FP): on the layers a trace chose, the others do not
             even get gradients. ``"rescale"`` (TGL + ALR): each layer's rate scaled by the trace. ``"online"``: each
             step on the layers with large gradient norms, relative to the trace's reference if there is a trace.
-        lr: peak learning rate; linear warm-up over 5% of the steps, linear decay to 0.
+        lr: peak learning rate; see :func:`rate_share` for its schedule.
         epochs, batch_size, seq_len: passes over the corpus, sequences a step (of all processes together), tokens a
             sequence.
         bf16: run the model under bfloat16 autocast (weights stay float32).
@@ -47,6 +49,46 @@ class Settings:
         for name, least in {"epochs": 1, "batch_size": 1, "seq_len": 2, "seed": 0}.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}.")
+
+    def steps_an_epoch(self, sequences: int) -> int:
+        """How many steps one pass over so many sequences takes; the last may have fewer of them."""
+        return math.ceil(sequences / self.batch_size)
+
+
+def rate_share(step: int, steps: int) -> float:
+    """Return the share of the peak rate at a step (0, 1, ...): linear warm-up over 5% of the steps, linear decay.
+
+    No step is at rate 0, neither the first nor the last; the last step of the warm-up is followed by the peak. Under 20
+    steps there is no warm-up.
+
+    >>> [rate_share(step, 4) for step in range(4)], [rate_share(step, 40) for step in (0, 1, 2, 39)]
+    ([1.0, 0.75, 0.5, 0.25], [0.3333333333333333, 0.6666666666666666, 1.0, 0.02631578947368421])
+    """
+    warmup = int(WARMUP * steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return max(0.0, (steps - step) / (steps - warmup))
+
+
+def plan(settings: Settings, sequences: int, tokens: int) -> str:
+    """Say how much there is to train on, in a line, and warn in a second one where that is little.
+
+    >>> print(plan(Settings(epochs=3, batch_size=8), 2000, 500_000))
+    corpus: 500,000 tokens in 2,000 sequences; 3 epochs of 250 steps, 750 in all
+    """
+    an_epoch = settings.steps_an_epoch(sequences)
+    steps = an_epoch * settings.epochs
+    said = (
+        f"corpus: {tokens:,} tokens in {_counted(sequences, 'sequence')}; {_counted(settings.epochs, 'epoch')} of "
+        f"{_counted(an_epoch, 'step')}, {steps:,} in all"
+    )
+    if steps < FEW:
+        said += f"\nfew steps: under {FEW} little is learned; more text, more --epochs or a smaller --batch-size help"
+    return said
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def refuse_trace(settings: Settings, trace: LayerTrace | None) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm  # type: ignore[import-untyped]  # with transformers
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -22,14 +23,12 @@ from localopt.errors import InputError
 from localopt.pretraining.evaluate import padded
 from localopt.pretraining.probes import Example
 from localopt.pretraining.processes import processes
+from localopt.pretraining.settings import Settings, rate_share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from localopt.pretraining.settings import Settings
-
 SAVE_EVERY = 100  # steps, or an epoch if that is shorter
-WARMUP = 0.05  # share of the steps
 
 
 def fit(
@@ -56,13 +55,12 @@ def fit(
     Raises:
         InputError: a checkpoint cannot be written.
     """
-    steps_an_epoch = math.ceil(len(sequences) / settings.batch_size)
+    steps_an_epoch = settings.steps_an_epoch(len(sequences))
+    schedule = LambdaLR(optimizer, partial(rate_share, steps=steps_an_epoch * settings.epochs))
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size // processes().num_processes,
-        warmup_steps=math.ceil(WARMUP * steps_an_epoch * settings.epochs),
-        lr_scheduler_type="linear",
         bf16=settings.bf16,
         use_cpu=not torch.accelerator.is_available(),  # said aloud, or Trainer refuses bf16 there
         seed=settings.seed,
@@ -81,7 +79,7 @@ def fit(
         args=arguments,
         train_dataset=sequences,
         data_collator=_batch,
-        optimizers=(optimizer, None),
+        optimizers=(optimizer, schedule),
         callbacks=[_Score(score, steps_an_epoch)],
     )
     trainer.remove_callback(PrinterCallback)

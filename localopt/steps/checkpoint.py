@@ -1,70 +1,132 @@
-"""A policy's state in the checkpoint of the wrapped optimizer.
+"""What a localized optimizer adds to the checkpoint of the one it wraps.
 
-It travels as a plain dictionary in the first parameter group: the one place that torch, distributed checkpoints,
-accelerate and Trainer all keep, and that a bare optimizer ignores. A policy without state adds nothing.
+A policy's state travels as a plain dictionary in the first parameter group: the one place that torch, distributed
+checkpoints, accelerate and Trainer all keep, and that a bare optimizer ignores. A policy without state adds nothing.
+
+The start of an anchor decay is as large as the weights, so it travels in the state of its parameter, where all of these
+shard and save it. It is put there when a checkpoint is made and taken out when one is loaded: in between torch would
+take a parameter with a start for one that has its moments already, and cast it.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from localopt.policies.protocol import Policy, check_state, load_state, state_tensors
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import StateDict
+
+from localopt.policies.bound import BoundPolicy
+from localopt.steps.anchor import Anchor, laid_out_like
+from localopt.steps.layout import Group
+from localopt.steps.sharding import is_sharded, local
 
 KEY = "localopt"
+START = "localopt_start"
 
 
-def pack(policy: Policy, layers: Sequence[str]) -> dict[str, Any] | None:
-    """Return the state of ``policy`` as names, lists and numbers; None if it has none."""
-    state = state_tensors(policy)
-    if not state:
-        return None
-    values = {key: tensor.tolist() for key, tensor in state.items()}
-    return {"policy": _kind(policy), "layers": list(layers), "state": values}
+def with_starts(state_dict: StateDict, anchor: Anchor | None, groups: Sequence[Group]) -> StateDict:
+    """Return a state dict with the start of every parameter in its state."""
+    if anchor is None:
+        return state_dict
+    starts = [start for mine in anchor.near(groups) for start in mine]
+    state = {key: dict(value) for key, value in state_dict["state"].items()}
+    for position, start in enumerate(starts):
+        if start is not None:
+            state.setdefault(position, {})[START] = start
+    return {**state_dict, "state": dict(sorted(state.items(), key=lambda item: item[0]))}
 
 
-def check(policy: Policy, layers: Sequence[str], saved: dict[str, Any] | None) -> None:
-    """Look at a packed state before it is loaded.
+def split(state_dict: StateDict) -> tuple[dict[str, Any] | None, dict[int, Tensor], StateDict]:
+    """Take a checkpoint apart: a policy's packed state, starts by position, and what the wrapped optimizer loads."""
+    starts: dict[int, Tensor] = {}
+    state: dict[Any, Any] = {}
+    positions = {key: i for i, key in enumerate(key for group in state_dict["param_groups"] for key in group["params"])}
+    for key, value in state_dict["state"].items():
+        if isinstance(value, Mapping) and START in value:
+            starts[positions.get(key, key)] = value[START]
+            value = {name: entry for name, entry in value.items() if name != START}
+            if not value:
+                continue
+        state[key] = value
+    return state_dict["param_groups"][0].get(KEY), starts, {**state_dict, "state": state}
+
+
+def taken_from(optimizer: Optimizer) -> tuple[dict[str, Any] | None, dict[int, Tensor]]:
+    """Take out of a bare optimizer what a checkpoint loaded into it held for a localized one."""
+    saved = optimizer.param_groups[0].pop(KEY, None)
+    starts: dict[int, Tensor] = {}
+    for position, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        state = optimizer.state.get(parameter)
+        if state is not None and START in state:
+            starts[position] = state.pop(START)
+            if not state:
+                del optimizer.state[parameter]
+    return saved, starts
+
+
+def check(
+    policy: BoundPolicy,
+    anchor: Anchor | None,
+    saved: Mapping[str, Any] | None,
+    starts: Mapping[int, Tensor],
+    groups: Sequence[Group],
+) -> list[str]:
+    """Look at what a checkpoint holds before it is loaded; return what the user should be warned of.
 
     Raises:
-        ValueError: it is of other layers or another policy, which the message names.
-
-    Warns:
-        UserWarning: there is none although the policy keeps one, or the other way round.
+        ValueError: it is of other layers or another policy, has no start for an anchor decay, or another one than was
+            given.
     """
-    live = state_tensors(policy)
-    if not live and saved is not None:
-        _warn(f"the checkpoint holds the state of {saved['policy']}, for which {policy!r} has no use")
-    if live and saved is None:
-        _warn(f"the checkpoint holds no policy state: {policy!r} starts anew")
-    if not live or saved is None:
-        return
-    if saved["policy"] != _kind(policy):
+    warned = policy.check(saved)
+    if anchor is None:
+        if starts:
+            warned.append("the checkpoint holds the start of an anchor decay, for which this optimizer has no use")
+        return warned
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    mine = [start for held in anchor.starts for start in held]
+    missing = [i for i, start in enumerate(mine) if start is not None and i not in starts]
+    if missing:
         raise ValueError(
-            f"the checkpoint holds the state of {saved['policy']}, the optimizer was given {_kind(policy)}: use the "
-            f'same policy, or remove "{KEY}" from the first parameter group of the state dict to start it anew'
+            f"the checkpoint holds no start of the anchor decay for {len(missing)} of {len(mine)} parameters (the "
+            f"first: number {missing[0]}), so the run would decay toward other weights than it did: load a checkpoint "
+            "of a run with anchor_decay, or begin a new run from its weights"
         )
-    if saved["layers"] != list(layers):
-        only_there, only_here = (
-            sorted(set(a) - set(b)) for a, b in ((saved["layers"], layers), (layers, saved["layers"]))
-        )
-        raise ValueError(f"the checkpoint was saved for other layers: only there {only_there}, only here {only_here}")
-    check_state(policy, live, saved["state"])
+    for i, start in starts.items():
+        held = mine[i] if i < len(mine) else None
+        if held is None:
+            continue
+        if start.shape != parameters[i].shape:
+            raise ValueError(
+                f"the checkpoint's start of parameter number {i} has shape {tuple(start.shape)}, the parameter "
+                f"{tuple(parameters[i].shape)}: load the checkpoint of the same model"
+            )
+        if anchor.decay.start is not None and not _equal(start, held):
+            raise ValueError(
+                f"the checkpoint's run decayed toward another start than AnchorDecay(start=...) gives here (parameter "
+                f"number {i} differs): give the start of that run, or leave start out to take it from the checkpoint"
+            )
+    return warned
 
 
-def restore(policy: Policy, saved: dict[str, Any] | None) -> None:
-    """Give ``policy`` a state that was checked."""
-    if saved is not None and state_tensors(policy):
-        load_state(policy, saved["state"])
+def restore(
+    policy: BoundPolicy, anchor: Anchor | None, saved: Mapping[str, Any] | None, starts: Mapping[int, Tensor]
+) -> None:
+    """Take over what was checked."""
+    policy.restore(saved)
+    if anchor is None:
+        return
+    position = 0
+    for mine in anchor.starts:
+        for i, held in enumerate(mine):
+            if held is not None and position in starts:
+                start = laid_out_like(starts[position].detach().to(held.dtype), held)
+                mine[i] = start.to(held.device, copy=True)
+            position += 1
 
 
-def _kind(policy: object) -> str:
-    """The class of a policy and of those it contains: Smoothed(AboveMean)."""
-    inner = getattr(policy, "policy", None)
-    name = getattr(policy, "__name__", type(policy).__name__)
-    return name if inner is None else f"{name}({_kind(inner)})"
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=4)  # the line that called load_state_dict
+def _equal(start: Tensor, held: Tensor) -> bool:
+    whole = laid_out_like(start.to(held.dtype), held) if is_sharded(held) else start
+    return torch.equal(local(whole).to(local(held)), local(held))

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import ASGD, LBFGS, Optimizer, Rprop
+from torch.optim import ASGD, LBFGS, SGD, Adadelta, Adafactor, Adagrad, Optimizer, RMSprop, Rprop
 
-from localopt.policies.protocol import Policy, is_binary, is_constant
+from localopt.policies.protocol import Policy, is_binary, is_constant, needs
+from localopt.steps.anchor import AnchorDecay
+from localopt.steps.carry import refuse_uncarried
 from localopt.steps.sharding import sharding
 from localopt.steps.wrapper import OptimizerWrapper
 
@@ -21,6 +23,7 @@ def refuse_at_construction(
     max_grad_norm: float | None,
     frozen_state: str,
     nonfinite: str,
+    anchor_decay: AnchorDecay,
 ) -> None:
     """Raise TypeError or ValueError for arguments of LocalizedOptimizer that cannot work together."""
     name = type(optimizer).__name__
@@ -49,7 +52,20 @@ def refuse_at_construction(
         _refuse_rescaling(optimizer, policy)
     if max_grad_norm is not None and not (isinstance(max_grad_norm, (int, float)) and max_grad_norm > 0):
         raise ValueError(f"max_grad_norm must be a number > 0 or None, not {max_grad_norm!r}")
-    _one_of("frozen_state", frozen_state, ("hold", "track", "drop"))
+    _one_of("frozen_state", frozen_state, ("hold", "track", "carry", "drop"))
+    if frozen_state == "carry":
+        refuse_uncarried(optimizer)
+    by_rate = anchor_decay.strength and anchor_decay.rule != "selective"
+    if by_rate and any("lr" not in group for group in optimizer.param_groups):
+        raise ValueError(
+            f'{name} has no "lr" in its parameter groups, which a {anchor_decay.rule} anchor decay is multiplied by: '
+            'use rule="selective", which does not depend on it'
+        )
+    if {"momentum", "agreement"} & set(needs(policy)) and _without_momentum(optimizer):
+        raise ValueError(
+            f"{policy!r} needs the momentum of the optimizer, and {name} keeps none here: use AdamW, or SGD "
+            "with momentum"
+        )
     _one_of("nonfinite", nonfinite, ("skip", "raise"))
     if frozen_state == "drop" and not is_constant(policy):
         raise ValueError(
@@ -63,13 +79,6 @@ def refuse_nonfinite(names: Sequence[str], norms: Sequence[float]) -> None:
     bad = ", ".join(f"{name} ({norm:g})" for name, norm in zip(names, norms, strict=True) if not math.isfinite(norm))
     if bad:
         raise FloatingPointError(f"gradient norm of {bad} is not finite; nothing was updated")
-
-
-def refuse_shape(policy: Policy, scales: Any, count: int) -> None:
-    """Raise ValueError unless ``scales`` is a tensor of shape (count,)."""
-    if not isinstance(scales, Tensor) or scales.shape != (count,):
-        got = f"shape {tuple(scales.shape)}" if isinstance(scales, Tensor) else type(scales).__name__
-        raise ValueError(f"{policy!r} returned {got}; a policy returns one scale a layer, shape ({count},)")
 
 
 def refuse_scales(policy: Policy, names: Sequence[str], scales: Sequence[float]) -> None:
@@ -128,3 +137,9 @@ def _refuse_rescaling(optimizer: Optimizer, policy: Policy) -> None:
 def _one_of(name: str, value: Any, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+
+
+def _without_momentum(optimizer: Optimizer) -> bool:
+    if isinstance(optimizer, (SGD, RMSprop)):
+        return all(group["momentum"] == 0 for group in optimizer.param_groups)
+    return isinstance(optimizer, (Adadelta, Adafactor, Adagrad, ASGD, Rprop))

@@ -60,7 +60,7 @@ def fused_step(
         clip: 0-d float32 tensor that gradients are multiplied by, or None.
     """
     position = {id(parameter): layer for parameter, layer in zip(group["params"], layers, strict=True)}
-    lists = _gather(optimizer, group)
+    lists = gather(optimizer, group)
     buckets: dict[tuple[int, torch.device, torch.dtype], Lists] = {}
     for row in zip(*lists, strict=True):
         key = (position[id(row[0])], row[0].device, row[0].dtype)
@@ -103,7 +103,7 @@ def _is_plain(parameter: Tensor) -> bool:
     return known and parameter.device.type != "cpu" and not parameter.is_complex()
 
 
-def _gather(optimizer: Any, group: Group) -> Lists:
+def gather(optimizer: Any, group: Group) -> Lists:
     """Collect the kernel's lists over the parameters that have a gradient, making missing state as torch does."""
     count = {Adam: 6, AdamW: 6, SGD: 3, Adagrad: 4}[type(optimizer)]
     lists: Lists = [[] for _ in range(count)]

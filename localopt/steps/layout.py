@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from localopt.layers import Layers, canonical, partition
 
-Group = dict[str, Any]
+Group: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,63 @@ class Layout:
     Attributes:
         names: the L layers that hold a parameter of the optimizer, in the order of the model.
         owners: for each parameter group, the layer index of each of its parameters.
+        parameters: for each parameter group, the name of each of its parameters.
     """
 
     names: tuple[str, ...]
     owners: tuple[tuple[int, ...], ...]
+    parameters: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, groups: Sequence[Group], model: nn.Module | None, layers: Layers) -> Layout:
+        """Name the parameters of an optimizer's groups and sort them into layers.
+
+        Args:
+            groups: the optimizer's parameter groups.
+            model: gives the names, and its own layers and their order; the optimizer may hold only some. None: names
+                are those the optimizer was given.
+            layers: how to split, see :func:`localopt.layers.partition`.
+
+        Raises:
+            ValueError: a parameter has no name, because it is not in ``model`` or no names were given at all.
+        """
+        return cls._sorted(parameter_names(groups, model), model, layers)
+
+    def extended(self, group: Group, model: nn.Module | None, layers: Layers) -> Layout:
+        """Return the layout with one more group, whose parameters carry names or are named by ``model``."""
+        names = parameter_names([group], None if "param_names" in group else model)
+        return self._sorted([*self.parameters, *names], model, layers)
+
+    @classmethod
+    def _sorted(cls, names: Sequence[Sequence[str]], model: nn.Module | None, layers: Layers) -> Layout:
+        held = [name for group in names for name in group]
+        everything = held if model is None else [canonical(name) for name, _ in model.named_parameters()]
+        layer_of: Mapping[str, str] = partition(dict.fromkeys([*everything, *held]), layers)
+        mine = {layer_of[name] for name in held}
+        order = [layer for layer in dict.fromkeys(layer_of.values()) if layer in mine]
+        index = {layer: i for i, layer in enumerate(order)}
+        owners = tuple(tuple(index[layer_of[name]] for name in group) for group in names)
+        return cls(tuple(order), owners, tuple(map(tuple, names)))
 
     def flat(self) -> list[int]:
         """Return the layer index of every parameter, groups one after the other."""
         return [layer for group in self.owners for layer in group]
+
+    def segments(self, device: torch.device) -> Tensor:
+        """Return which parameters make up which layer, see :func:`segments`."""
+        return segments(self.flat(), len(self.names), device)
+
+    def weights(self, groups: Sequence[Group]) -> dict[str, list[Tensor]]:
+        """Return each layer's parameters, by layer name."""
+        weights: dict[str, list[Tensor]] = {name: [] for name in self.names}
+        for group, layers in zip(groups, self.owners, strict=True):
+            for parameter, layer in zip(group["params"], layers, strict=True):
+                weights[self.names[layer]].append(parameter)
+        return weights
+
+    def sizes(self, groups: Sequence[Group]) -> list[int]:
+        """Return the number of elements of each layer's parameters; of a sharded one the whole counts."""
+        return [sum(parameter.numel() for parameter in layer) for layer in self.weights(groups).values()]
 
     def check(self, groups: Sequence[Group]) -> None:
         """Raise RuntimeError if parameters were added to or taken from ``groups`` since."""
@@ -41,6 +91,32 @@ class Layout:
                 f"the parameter groups held {expected} parameters when their layers were named and hold {sizes} now. "
                 "Add parameters with add_param_group(...), or wrap the optimizer again."
             )
+
+
+def segments(layer_of: Sequence[int], count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Lay out which tensors make up which layer, for :func:`localopt.signals.layer_norms`.
+
+    Args:
+        layer_of: for each of the T tensors, the index of its layer, 0 <= index < count.
+        count: number of layers L.
+        device: where the layers' numbers are wanted.
+
+    Returns:
+        An int64 tensor of shape (L, W), W the largest number of tensors in a layer: row l holds the positions of layer
+        l's tensors, padded with T (which stands for zero).
+
+    Example:
+        >>> segments([0, 1, 0], 2)
+        tensor([[0, 2],
+                [1, 3]])
+    """
+    members: list[list[int]] = [[] for _ in range(count)]
+    for position, layer in enumerate(layer_of):
+        members[layer].append(position)
+    width = max((len(row) for row in members), default=0)
+    padding = len(layer_of)
+    rows = [row + [padding] * (width - len(row)) for row in members]
+    return torch.tensor(rows, dtype=torch.int64).reshape(count, width).to(device)
 
 
 def parameter_names(groups: Sequence[Group], model: nn.Module | None) -> list[list[str]]:
@@ -92,29 +168,3 @@ def unpack(param_group: Group) -> Group:
     if not names:
         return {**param_group, "params": entries}
     return {**param_group, "params": [entry[1] for entry in entries], "param_names": names}
-
-
-def lay_out(names: Sequence[Sequence[str]], model: nn.Module | None, layers: Layers) -> Layout:
-    """Return the layers of the named parameters.
-
-    Args:
-        names: for each parameter group, the names of its parameters.
-        model: if given, the whole model's names decide the layers and their order; the optimizer may hold only some.
-        layers: how to split, see :func:`localopt.layers.partition`.
-    """
-    held = [name for group in names for name in group]
-    everything = held if model is None else [canonical(name) for name, _ in model.named_parameters()]
-    layer_of: Mapping[str, str] = partition(dict.fromkeys([*everything, *held]), layers)
-    mine = {layer_of[name] for name in held}
-    order = [layer for layer in dict.fromkeys(layer_of.values()) if layer in mine]
-    index = {layer: i for i, layer in enumerate(order)}
-    return Layout(tuple(order), tuple(tuple(index[layer_of[name]] for name in group) for group in names))
-
-
-def weights_by_layer(layout: Layout, groups: Sequence[Group]) -> dict[str, list[Tensor]]:
-    """Return each layer's parameters, by layer name."""
-    weights: dict[str, list[Tensor]] = {name: [] for name in layout.names}
-    for group, layers in zip(groups, layout.owners, strict=True):
-        for parameter, layer in zip(group["params"], layers, strict=True):
-            weights[layout.names[layer]].append(parameter)
-    return weights

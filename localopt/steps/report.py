@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from localopt.layers import locate
+from localopt.steps.layout import Group, Layout
 
 
 @dataclass(frozen=True)
@@ -16,6 +20,15 @@ class Report:
         total_norm: gradient norm over the layers that were updated, before clipping; None without norms.
         share_updated: share of the optimizer's parameters (by element) that lie in updated layers.
         skipped_steps: steps so far that changed nothing because a gradient norm was NaN or infinite.
+        signals: everything that was taken of the layers, by name: norms and what the policy or the anchor decay needs.
+        anchor_shares: share of the way back to the start that each layer went, where the selective rule decides; else
+            None.
+
+    Examples:
+        >>> print(Report(("h.0", "h.1"), (0.3, 0.4), (0.0, 1.0), 0.4, 0.5, 0))
+        1 of 2 layers updated (50% of parameters), gradient norm 0.4, 0 steps skipped
+          h.0  norm 0.3        scale 0
+          h.1  norm 0.4        scale 1
     """
 
     names: tuple[str, ...]
@@ -24,6 +37,8 @@ class Report:
     total_norm: float | None
     share_updated: float
     skipped_steps: int
+    signals: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    anchor_shares: tuple[float, ...] | None = None
 
     @property
     def updated(self) -> tuple[str, ...]:
@@ -41,3 +56,17 @@ class Report:
             layer_norm = "" if self.norms is None else f"norm {self.norms[i]:<10.4g} "
             lines.append(f"  {name:<{width}}  {layer_norm}scale {self.scales[i]:.4g}")
         return "\n".join(lines)
+
+
+def summary(policy: object, report: Report, layout: Layout, groups: Sequence[Group]) -> str:
+    """Say what trains under a policy, in one line: layers, share, what stands outside the blocks, the backward pass."""
+    updated = set(report.updated)
+    outside = [name for name in report.names if locate(name)[1] is None]
+    told = ", ".join(f"{name} {'trains' if name in updated else 'does not'}" for name in outside[:4])
+    gradients = sum(p.numel() for group in groups for p in group["params"] if p.grad is not None)
+    total = max(1, sum(layout.sizes(groups)))
+    return (
+        f"this step trains {len(updated)} of {len(report.names)} layers, {report.share_updated:.0%} of the optimizer's "
+        f"parameters, by {policy!r}{'; ' + told if told else ''}. The backward pass still computes gradients for "
+        f"{gradients / total:.0%} of them: to save it too, freeze layers before training (LayerTrace.freeze)."
+    )

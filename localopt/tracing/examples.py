@@ -33,7 +33,7 @@ def one_by_one(items: Iterable[Any], of: str = "examples") -> Iterator[Batch]:
     Raises:
         InputError: an item is none of these, or holds no tensor with rows.
 
-    Example:
+    Examples:
         >>> list(one_by_one([{"input_ids": [5, 6]}, {"input_ids": torch.tensor([[1, 2], [3, 4]])}]))
         [{'input_ids': tensor([[5, 6]])}, {'input_ids': tensor([[1, 2]])}, {'input_ids': tensor([[3, 4]])}]
     """

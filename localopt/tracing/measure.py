@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from localopt.errors import InputError
-from localopt.signals import squared_norm
+from localopt.sums import squared_norm
 from localopt.tracing.examples import Batch, moved
 from localopt.tracing.ghost import Batched
 

@@ -49,7 +49,7 @@ class Samples:
     Raises:
         InputError: a value that means nothing.
 
-    Example:
+    Examples:
         >>> Samples(count=8).held_out()
         Samples(count=8, length=64, temperature=1.0, seed=1, start=None)
     """
@@ -99,7 +99,7 @@ def sample(
             beginning-of-text token, or has not that many positions.
         ValueError: the model is wrapped.
 
-    Example:
+    Examples:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
         >>> shape = dict(vocab_size=40, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
         >>> model = LlamaForCausalLM(LlamaConfig(**shape, bos_token_id=1, eos_token_id=None))

@@ -103,7 +103,7 @@ def trace_layers(
             gains; ``batch_size`` is not positive; the model is wrapped, has nothing to train, or uses reentrant
             checkpointing on a shared weight.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
         >>> def squared_error(model, batch):
         ...     return (model(batch[0]) - batch[1]).square().mean()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.lifelong import prepare
 from benchmarks.lifelong.methods.adapters import adapted
-from benchmarks.lifelong.methods.corrections import Correction, gated, projected, pulled, pulled_by, recalled
+from benchmarks.lifelong.methods.corrections import Correction, anchored, anchored_by, gated, projected, recalled
 from benchmarks.lifelong.methods.methods import make_optimizer
 from benchmarks.lifelong.methods.norms import best_rates
 from benchmarks.lifelong.methods.replay import SEQUENCES, replayed
@@ -77,39 +77,39 @@ def after_steps(correction: Correction, model: Vector, *gradients: list[float], 
     return model.weight.detach()
 
 
-def test_a_pull_moves_weights_towards_the_start_in_proportion_to_the_rate() -> None:
+def test_anchor_decay_moves_weights_towards_the_start_in_proportion_to_the_rate() -> None:
     # To 0, then a fifth of the way back to 1.
-    found = after_steps(pulled(2.0), Vector(1.0, -2.0), [10.0, 0.0])
+    found = after_steps(anchored(2.0), Vector(1.0, -2.0), [10.0, 0.0])
     torch.testing.assert_close(found, torch.tensor([0.2, -2.0]))
 
 
-def test_a_pull_works_through_the_wrapper_too() -> None:
+def test_anchor_decay_works_through_the_wrapper_too() -> None:
     network = nn.Linear(2, 1, bias=False)
     start = network.weight.detach().clone()
     optimizer = LocalizedOptimizer(torch.optim.SGD(network.parameters(), lr=1.0), network)
-    pulled(1.0)(case(Known()), network, optimizer)
+    anchored(1.0)(case(Known()), network, optimizer)
     network(torch.ones(2)).backward()
     optimizer.step()
     torch.testing.assert_close(network.weight.detach(), start)
 
 
-def test_a_pull_by_norms_holds_the_layers_that_matter_to_what_is_kept() -> None:
+def test_anchor_decay_by_norms_holds_the_layers_that_matter_to_what_is_kept() -> None:
     network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
     for layer in network:
         nn.init.ones_(layer.weight)  # type: ignore[arg-type]
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    pulled_by("kept", 1.0)(case(Known(norms={"0": 1.0, "1": 3.0})), network, optimizer)
+    anchored_by("kept", 1.0)(case(Known(norms={"0": 1.0, "1": 3.0})), network, optimizer)
     for layer in network:
         layer.weight.grad = torch.full((1, 1), 10.0)
     optimizer.step()  # both to 0, then 0.1 * 1 / 5 and 0.1 * 9 / 5 of the way back to 1
     assert [round(layer.weight.item(), 6) for layer in network] == [0.02, 0.18]  # type: ignore[operator]
 
 
-def test_recadam_goes_from_pulling_to_training() -> None:
+def test_recadam_goes_from_anchor_decay_to_training() -> None:
     half = after_steps(recalled(0.0, speed=50.0, middle=0.0), Vector(1.0), [10.0])
     torch.testing.assert_close(half, torch.tensor([0.5]))  # in the middle, at half the rate
     early = after_steps(recalled(10.0, speed=50.0, middle=5.0), Vector(1.0), [10.0], [10.0])
-    torch.testing.assert_close(early, torch.tensor([1.0]))  # long before it, pulling alone
+    torch.testing.assert_close(early, torch.tensor([1.0]))  # long before it, decay alone
     late = after_steps(recalled(10.0, speed=50.0, middle=-5.0), Vector(1.0), [10.0], [10.0])
     torch.testing.assert_close(late, torch.tensor([-1.0]))  # long after it, training alone
 
@@ -138,14 +138,14 @@ def test_rates_chosen_together_are_no_worse_than_any_others() -> None:
     moves = torch.randn(8, 5, generator=generator).double()
     gains, cost = torch.rand(5, generator=generator).double(), moves.T @ moves
 
-    def worth(rates: Tensor) -> float:
+    def gain_less_damage(rates: Tensor) -> float:
         return float(gains @ rates - rates @ cost @ rates / 2)
 
     best = best_rates(gains, cost)
     assert best.min() >= 0
     for _ in range(200):
         other = (best + 0.05 * torch.randn(5, generator=generator)).clamp(min=0)
-        assert worth(other) <= worth(best) + 1e-9
+        assert gain_less_damage(other) <= gain_less_damage(best) + 1e-9
 
 
 def test_replay_fills_every_epoch_and_never_brings_what_is_tested(prepared: Path, model: Path) -> None:

@@ -62,7 +62,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where every case was saved after it had been killed once."""
     folder = tmp_path_factory.mktemp("resumed")
     for function, status in ((run_and_be_killed, -signal.SIGKILL), (resume_and_finish, 0)):
-        program = f"from tests.test_checkpoints import {function.__name__} as run; run({str(folder)!r})"
+        program = f"from tests.steps.test_checkpoint import {function.__name__} as run; run({str(folder)!r})"
         environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
         root = Path(__file__).parents[2]
         assert subprocess.run([sys.executable, "-c", program], cwd=root, env=environment).returncode == status

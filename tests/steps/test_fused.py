@@ -102,7 +102,7 @@ def test_both_routes_agree_when_clipping(name: str, device: str, monkeypatch: py
             give_gradients(model, twin)
             on_device.step()
             with monkeypatch.context() as patched:
-                patched.setattr("localopt.optimizer.can_fuse", lambda optimizer, group: False)
+                patched.setattr("localopt.steps.fused.can_fuse", lambda optimizer, group: False)
                 on_host.step()
         for a, b in zip(model.parameters(), twin.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)

@@ -19,30 +19,30 @@ from localopt.layers import partition
 Correction: TypeAlias = Callable[[Case, nn.Module, Optimizer], None]
 
 
-def pulled(strength: float) -> Correction:
+def anchored(strength: float) -> Correction:
     """After a step, p <- p - lr * strength * (p - p_0).
 
     L2 regularization toward the start (L2-SP, Li et al. 2018), decoupled as AdamW's weight decay is.
     """
-    return lambda case, model, optimizer: _pull(optimizer, lambda p: strength)
+    return lambda case, model, optimizer: _decay_to_start(optimizer, lambda p: strength)
 
 
-def pulled_by(reference: str, strength: float) -> Correction:
+def anchored_by(reference: str, strength: float) -> Correction:
     """The same with a strength for each layer, in proportion to its squared gradient norm on what is to be kept."""
 
     def hook(case: Case, model: nn.Module, optimizer: Optimizer) -> None:
         norms = case.norms[reference]
         mean = sum(norm**2 for norm in norms.values()) / len(norms)
         layer_of = _layers(model)
-        _pull(optimizer, lambda p: strength * norms[layer_of[p]] ** 2 / mean)
+        _decay_to_start(optimizer, lambda p: strength * norms[layer_of[p]] ** 2 / mean)
 
     return hook
 
 
 def recalled(strength: float, speed: float, middle: float) -> Correction:
-    """RecAdam (Chen et al. 2020), decoupled: from pulling alone to training alone, along a sigmoid over the steps t.
+    """RecAdam (Chen et al. 2020), decoupled: from anchor decay to training, along a sigmoid over the steps t.
 
-    With w = 1 / (1 + exp(-speed * (t - middle))) the rate is w * lr, and the pull (1 - w) * strength * lr.
+    With w = 1 / (1 + exp(-speed * (t - middle))) the rate is w * lr, and the anchor decay (1 - w) * strength * lr.
     """
 
     def hook(case: Case, model: nn.Module, optimizer: Optimizer) -> None:
@@ -65,7 +65,7 @@ def recalled(strength: float, speed: float, middle: float) -> Correction:
 
         optimizer.register_step_pre_hook(before)
         optimizer.register_step_post_hook(after)
-        _pull(optimizer, lambda p: strength * (1 - weight()))
+        _decay_to_start(optimizer, lambda p: strength * (1 - weight()))
 
     return hook
 
@@ -127,7 +127,7 @@ def _on_changes(reference: str, corrected: Callable[[list[Tensor], list[Tensor]]
     return hook
 
 
-def _pull(optimizer: Optimizer, strength: Callable[[Tensor], float]) -> None:
+def _decay_to_start(optimizer: Optimizer, strength: Callable[[Tensor], float]) -> None:
     start = {p: p.detach().clone() for p in _parameters(optimizer)}
 
     @torch.no_grad()

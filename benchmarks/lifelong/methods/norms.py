@@ -1,8 +1,9 @@
 """What is known of a start's layers: gradient norms on the sets that traces are made of, measured when first asked for.
 
 Sets: `A`, `B`: the passages of a half, the loss on the answer alone (what a user has before training; no question of
-the exam). `text`: ordinary text that the start has not read. `near`, `far`: facts to keep, never tested; `kept`:
-both. A number at the end (`kept16`) takes that many examples.
+the exam). `corpusA`, `corpusB`: the same passages, the loss on every token. `own`: what the start itself writes.
+`text`: ordinary text that the start has not read. `near`, `far`: facts to keep, never tested; `kept`: both. A number at
+the end (`kept16`) takes that many examples.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.lifelong.data.passages import SPLITS, answers_in_passages
+from benchmarks.lifelong.data.passages import SPLITS, answers_in_passages, lessons
 from benchmarks.lifelong.start import plain_text
 from localopt import trace_layers
 from localopt.layers import partition
@@ -29,6 +30,7 @@ from localopt.tracing.lending import borrowed, trained_layers
 from localopt.tracing.measure import add_up, example_name, example_squares, own_loss
 
 EXAMPLES = 64
+SIDES = ("gain", "damage")
 
 
 class Norms:
@@ -69,30 +71,46 @@ class Norms:
             self._keep(name, dict(zip(trace.layers, trace.probe_norms.tolist(), strict=True)))
         return self.known[name]
 
-    def worth(self, half: str, reference: str) -> dict[str, float]:
+    def gain_over_damage(self, half: str, reference: str) -> dict[str, float]:
         """What a step on each layer wins on a half's news over what it costs a set to keep.
 
         Of several sets joined by "+" it is the harmonic mean, each first divided by its own: costs add up.
         """
         if "+" in reference:
-            parts = [torch.tensor(list(self.worth(half, part).values())) for part in reference.split("+")]
+            parts = [torch.tensor(list(self.gain_over_damage(half, part).values())) for part in reference.split("+")]
             costs = torch.stack([part.reciprocal() / part.reciprocal().mean() for part in parts])
             return dict(zip(self[half], costs.mean(0).reciprocal().tolist(), strict=True))
-        key = f"worth {half} {reference}"
+        key = f"gain/damage {half} {reference}"
         if key not in self.known:
             self.at_start()
             trace = trace_layers(self.model, self.examples(half), self.examples(reference), score="gains")
             self._keep(key, dict(zip(trace.layers, trace.relative_norms.tolist(), strict=True)))
         return self.known[key]
 
-    def together(self, half: str, reference: str) -> dict[str, float]:
+    def damages(self, half: str, reference: str) -> LayerTrace:
+        """Gains and damages apart, as a trace holds them."""
+        key = f"gains and damages {half} {reference}"
+        if key not in self.known:
+            self.at_start()
+            trace = trace_layers(self.model, self.examples(half), self.examples(reference), score="gains")
+            pairs = zip(trace.layers, trace.probe_norms.tolist(), trace.reference_norms.tolist(), strict=True)
+            self._keep(
+                key,
+                {f"{side} {layer}": value for layer, *pair in pairs for side, value in zip(SIDES, pair, strict=True)},
+            )
+        known = self.known[key]
+        layers = tuple(name.removeprefix("gain ") for name in known if name.startswith("gain "))
+        gains, damages = (torch.tensor([known[f"{side} {layer}"] for layer in layers]) for side in SIDES)
+        return LayerTrace(layers, gains, damages, {"average": "gains"})
+
+    def joint_rates(self, half: str, reference: str) -> dict[str, float]:
         """The rates of layers that win most on a half's news for what they cost a set to keep, as one step.
 
-        Unlike `worth` it knows that what one layer does to an example another may undo. With gains g and moves M, of
-        E examples, the rates are the s >= 0 that maximize <g, s> - s^T C s / 2, C = M^T M / E, of which what is beside
-        the diagonal is halved: it is not well known from so few examples.
+        Unlike `gain_over_damage` it knows that what one layer does to an example another may undo. With gains g and
+        moves M, of E examples, the rates are the s >= 0 that maximize <g, s> - s^T C s / 2, C = M^T M / E, of which
+        what is beside the diagonal is halved: it is not well known from so few examples.
         """
-        key = f"together {half} {reference}"
+        key = f"joint rates {half} {reference}"
         if key not in self.known:
             self.at_start()
             with borrowed(self.model):
@@ -137,6 +155,12 @@ class Norms:
         count = int(number or EXAMPLES)
         if kind in SPLITS:
             return encode(answers_in_passages(self.prepared, kind)[:count], self.tokenizer, self.length)
+        if kind.removeprefix("corpus") in SPLITS:
+            return lessons(self.prepared, kind.removeprefix("corpus"), self.tokenizer, self.length)[:count]
+        if kind == "own":
+            from localopt.tracing.samples import Samples, sample
+
+            return sample(self.model, Samples(count=count, length=self.length - 1))
         if kind == "text":
             return plain_text(self.tokenizer, self.prepared, self.length)[-count:]
         return encode(kept_facts(self.prepared, kind, count), self.tokenizer)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from benchmarks.lifelong.methods.norms import Norms
 from localopt.layers import locate
-from localopt.policies import AboveMean, Policy, RelativeTo
-from localopt.policies.peers import RandomLayers
+from localopt.policies import AboveMean, GainOverDamage, Policy, RandomLayers, RelativeTo
 
 Scales = dict[str, float]
 
@@ -110,7 +109,7 @@ def kinds(*chosen: str) -> Rule:
     return lambda case: {layer: float(kind_of(layer) in chosen) for layer in case.layers}
 
 
-def careful(reference: str) -> Rule:
+def rescaled_by_square(reference: str) -> Rule:
     """Rates N_new / N_K^2, their mean 1, clipped to [0.1, 1]: large where news is loud and what to keep is quiet."""
 
     def scales(case: Case) -> Scales:
@@ -122,33 +121,41 @@ def careful(reference: str) -> Rule:
     return scales
 
 
-def worth(reference: str) -> Rule:
+def gain_damage_alr(reference: str) -> Rule:
     """Rates as what a step wins on the news over what it costs a set to keep, their mean 1, clipped to [0.1, 1]."""
 
     def scales(case: Case) -> Scales:
-        found = case.norms.worth(case.half, reference)
+        found = case.norms.gain_over_damage(case.half, reference)
         mean = sum(found.values()) / len(found)
         return {layer: min(1.0, max(0.1, value / mean)) for layer, value in found.items()}
 
     return scales
 
 
-def worthwhile(reference: str) -> Rule:
-    """The layers where gain over damage is above its mean; the others are frozen."""
+def gain_damage_fp(reference: str, probe: str = "") -> Rule:
+    """The layers where gain over damage is above its mean; the others are frozen.
+
+    `probe` "corpus" takes the gain on the raw passages, the loss on every token, instead of on the answers in them.
+    """
 
     def scales(case: Case) -> Scales:
-        found = case.norms.worth(case.half, reference)
+        found = case.norms.gain_over_damage(probe + case.half, reference)
         mean = sum(found.values()) / len(found)
         return {layer: float(value > mean) for layer, value in found.items()}
 
     return scales
 
 
-def together(reference: str) -> Rule:
+def gain_damage_online(reference: str) -> Rule:
+    """The layers where this step's gain over the damage to a set, known from a trace, is at or above its mean."""
+    return lambda case: Online(GainOverDamage(case.norms.damages("corpus" + case.half, reference)))
+
+
+def gain_damage_joint(reference: str) -> Rule:
     """The layers whose rate is above the mean where gain and damage are weighed for all layers as one step."""
 
     def scales(case: Case) -> Scales:
-        found = case.norms.together(case.half, reference)
+        found = case.norms.joint_rates(case.half, reference)
         mean = sum(found.values()) / len(found)
         return {layer: float(value > mean) for layer, value in found.items()}
 
@@ -165,7 +172,7 @@ def by_size(case: Case) -> Scales:
     return {layer: min(1.0, max(0.1, size / mean)) for layer, size in sizes.items()}
 
 
-def loudest(reference: str, share: float) -> Rule:
+def top_share(reference: str, share: float) -> Rule:
     """TGL + FP with a share of the layers instead of those above the mean."""
 
     def scales(case: Case) -> Scales:

@@ -28,9 +28,18 @@ AXES: dict[Measure, str] = {
     "text": "rise of the NLL on WikiText, nats a token (less is better)",
     "near": "score lost on near facts, nats (less is better)",
 }
-DRAWN: tuple[str, ...] = ("adamw", "random2", "deep", "online", "fp-text", "pull", "worth-fp", "worth-fp-pull")
-DRAWN += ("replay-text", "worth-fp-replay")
-MAPPED = ("fp-text", "fp-kept", "worth-fp", "worth-text", "alr-text", "online")
+DRAWN: tuple[str, ...] = (
+    "adamw",
+    "random2",
+    "deep",
+    "online",
+    "fp-text",
+    "anchor",
+    "gain-damage-fp",
+    "gain-damage-fp-anchor",
+)
+DRAWN += ("replay-text", "gain-damage-fp-replay")
+MAPPED = ("fp-text", "fp-kept", "gain-damage-fp", "gain-damage-alr", "alr-text", "online")
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 84rem; margin: 2rem auto; padding: 0 1rem }
@@ -53,6 +62,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     given.out.mkdir(parents=True, exist_ok=True)
     tables = [findings.methods(), findings.levels(), findings.contrasts(), findings.costs()]
+    if (kinds := findings.kinds()) is not None:
+        tables.insert(2, kinds)
     (given.out / "lifelong.html").write_text(page(findings, tables), encoding="utf-8")
     markdown = "\n\n".join(f"**{table.title}**\n\n{table.markdown()}\n\n{table.note}" for table in tables)
     (given.out / "lifelong-tables.md").write_text(markdown + "\n", encoding="utf-8")
@@ -75,7 +86,7 @@ def page(findings: Findings, tables: list[Table]) -> str:
         *(f"<p>Diverged: {row['method']} at {row['lr']:g} on half {row['half']}.</p>" for row in records.diverged),
         *(_table(table) for table in tables[:-1]),
         "<h2>Learning against forgetting</h2><p class=note>Each line is a method's end weights mixed with the start's: "
-        "a quarter, half, three quarters, and all of the way.</p>",
+        "a quarter, half, three quarters, and all of the change.</p>",
         *(_picture(frontier(findings, measure), f"uptake against forgetting, {measure}") for measure in MEASURES),
         _table(tables[-1]),
         "<h2>Layers</h2><p class=note>How much of the rate each layer got, averaged over steps and halves.</p>",

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from benchmarks.lifelong.methods.methods import METHODS
-from benchmarks.lifelong.report.contrasts import CONTRASTS, RANDOM, RANDOM_KEPT, RANDOM_WORTH, Best
+from benchmarks.lifelong.report.contrasts import CONTRASTS, RANDOM, RANDOM_GAIN_DAMAGE, RANDOM_KEPT, Best
 from benchmarks.lifelong.report.records import Records
 from benchmarks.lifelong.report.statistics import (
     MEASURES,
@@ -58,7 +58,7 @@ class Findings:
         self.records = records
         self.scores = Scores(records)
         first = next(run["lr"] for run in records.runs if run["method"] == "adamw")
-        self.anchor = [run for run in records.runs if (run["method"], run["lr"]) == ("adamw", first)]
+        self.baseline = [run for run in records.runs if (run["method"], run["lr"]) == ("adamw", first)]
         self.rates = self._rates()
         self.runs: dict[str, list[Row]] = {
             method: _balanced([run for run in records.runs if (run["method"], run["lr"]) == (method, rate)])
@@ -82,13 +82,13 @@ class Findings:
             if (run["half"], run["seed"]) == ("A", seed):
                 tried.setdefault(run["method"], {})[run["lr"]] = self.scores.path([run], "dev")
         rates = {run["method"]: run["lr"] for run in reversed(self.records.runs)}
-        anchors = [run for run in self.anchor if (run["half"], run["seed"]) == ("A", seed)]
-        if anchors:
-            anchor = self.scores.path(anchors, "dev")
+        baselines = [run for run in self.baseline if (run["half"], run["seed"]) == ("A", seed)]
+        if baselines:
+            baseline = self.scores.path(baselines, "dev")
             for method, paths in tried.items():
-                at = {lr: _mean(uptake_at_levels(path, anchor, "text")[0]) for lr, path in paths.items()}
+                at = {lr: _mean(uptake_at_levels(path, baseline, "text")[0]) for lr, path in paths.items()}
                 rates[method] = max(at, key=lambda lr: at[lr])
-        for draws in (RANDOM, RANDOM_KEPT, RANDOM_WORTH):
+        for draws in (RANDOM, RANDOM_KEPT, RANDOM_GAIN_DAMAGE):
             ran = {(run["method"], run["lr"]) for run in self.records.runs if run["method"] in draws}
             if ran:
                 most = Counter(lr for _, lr in ran).most_common(1)[0][0]
@@ -119,7 +119,7 @@ class Findings:
         return Table("What was learned and lost", header, rows, note)
 
     def levels(self) -> Table:
-        """One row a method: what it takes in where it forgets as much as AdamW does on its way."""
+        """One row a method: what it takes in where it forgets as much as AdamW does along its path."""
         header = ["method", "rate", "runs", "uptake at 25 / 50 / 75% of AdamW's rise on WikiText", "ratio to AdamW"]
         header += ["near facts lost there"]
         header += ["at 25 / 50 / 75% of what AdamW loses of near facts", "ratio to AdamW"]
@@ -132,11 +132,11 @@ class Findings:
                 row.append("" if contrast is None else self._uptakes(method, cells, measure))
                 row.append("" if method == "adamw" else _ratio(contrast))
                 if measure == "text":
-                    lost = lost_at_levels(self._path(method, cells), self._anchor(cells)) if cells else []
+                    lost = lost_at_levels(self._path(method, cells), self._baseline(cells)) if cells else []
                     row.append(" / ".join(f"{nats:+.2f}" for nats in lost))
             rows.append(row)
         note = (
-            f"AdamW's rise and loss: those of its end at a rate of {self.anchor[0]['lr']:g}. Where it does not lose "
+            f"AdamW's rise and loss: those of its end at a rate of {self.baseline[0]['lr']:g}. Where it does not lose "
             "near facts for certain there is no column for them. Rates were chosen on half A, at equal rise on other "
             "pieces of WikiText. Ratio: of the means of the three, on halves and seeds both ran. >=: the method never "
             "forgets so much, so this is its uptake at its end. Near facts lost: score, at the points of the path that "
@@ -145,12 +145,12 @@ class Findings:
         return Table.of_filled("What is taken in at equal forgetting", header, rows, note)
 
     def _uptakes(self, method: str, cells: set[Cell], measure: Measure) -> str:
-        found, _, there = uptake_at_levels(self._path(method, cells), self._anchor(cells), measure)
+        found, _, there = uptake_at_levels(self._path(method, cells), self._baseline(cells), measure)
         return " / ".join(("" if t else ">= ") + f"{u:.2f}" for u, t in zip(found, there, strict=True))
 
     def contrasts(self) -> Table:
         """The comparisons named beforehand, those whose runs are there."""
-        ran = _cells(self.anchor)
+        ran = _cells(self.baseline)
         first = min(seed for _, seed in ran)
         apart = {cell for cell in ran if cell[0] == "B"}, {cell for cell in ran if cell[1] != first}
         rows: list[list[str]] = []
@@ -182,6 +182,31 @@ class Findings:
         header += ["ratio at equal loss of near facts", "bound"]
         return Table.of_filled("Named comparisons", header, rows, note)
 
+    def kinds(self) -> Table | None:
+        """Uptake by kind of question, where a data set tells kinds apart."""
+        kinds = self.scores.kinds
+        header = ["method", "rate", "runs", *(f"{kind}: at the end" for kind in kinds)]
+        header += [f"{kind}: ratio to AdamW at equal WikiText" for kind in kinds]
+        header += [f"{kind}: NLL of the answer, nats a token" for kind in kinds]
+        rows = []
+        for method, runs in self.runs.items():
+            cells = self._shared([method])
+            row = [METHODS[method].about, f"{self.rates[method]:g}", _named(runs)]
+            row += [_with_interval(*self.scores.path(runs, kind=kind).uptake.end) for kind in kinds]
+            for kind in kinds:
+                baseline, mine = self._baseline(cells, kind), self._path(method, cells, kind)
+                theirs = self._path("adamw", cells, kind)
+                there = method != "adamw" and interval(baseline.text.end[1])[0] > 0
+                row.append(_ratio(compare([mine], [theirs], baseline, "text")) if there else "")
+            row += [f"{_mean(self.scores.answered(run, kind) for run in runs):.2f}" for kind in kinds]
+            rows.append(row)
+        starts = [f"{kind} {self.scores.answered_before(kind):.2f}" for kind in kinds]
+        note = (
+            "Uptake as above, of the questions of one kind alone. Ratio: where WikiText has risen alike, as in the "
+            "table above. NLL of the right answer at the end of training; before it " + ", ".join(starts) + "."
+        )
+        return Table.of_filled("By kind of question", header, rows, note) if kinds else None
+
     def costs(self) -> Table:
         """Time and memory of training, and the smaller measures."""
         header = ["method", "training, CPU s", "memory peak, MB", "new beats old", "greedy: exact", "greedy: F1"]
@@ -208,7 +233,7 @@ class Findings:
 
     def _shared(self, methods: Sequence[str]) -> set[Cell]:
         """(half, seed) that all of these methods ran, and AdamW at the rate that sets the levels."""
-        return set.intersection(*map(_cells, [self.anchor, *(self.runs[method] for method in methods)]))
+        return set.intersection(*map(_cells, [self.baseline, *(self.runs[method] for method in methods)]))
 
     def _draws(self, side: Sequence[str], cells: Collection[Cell]) -> list[str]:
         """The methods of a side that ran some of these cells; of `Best` the one that takes in most.
@@ -221,33 +246,33 @@ class Findings:
         there = max(groups, key=lambda group: len(group) * len(set.intersection(*(ran[m] for m in group))), default=[])
         if isinstance(side, Best) and there:
             shared = self._shared(there) & set(cells)
-            anchor = self._anchor(shared)
-            at = {method: _mean(uptake_at_levels(self._path(method, shared), anchor, "text")[0]) for method in there}
+            baseline = self._baseline(shared)
+            at = {method: _mean(uptake_at_levels(self._path(method, shared), baseline, "text")[0]) for method in there}
             return [max(there, key=lambda method: at[method])]
         return there
 
-    def _path(self, method: str, cells: set[Cell]) -> Path:
-        return self.scores.path(run for run in self.runs[method] if (run["half"], run["seed"]) in cells)
+    def _path(self, method: str, cells: set[Cell], kind: str | None = None) -> Path:
+        return self.scores.path((r for r in self.runs[method] if (r["half"], r["seed"]) in cells), kind=kind)
 
-    def _anchor(self, cells: set[Cell]) -> Path:
-        return self.scores.path(run for run in self.anchor if (run["half"], run["seed"]) in cells)
+    def _baseline(self, cells: set[Cell], kind: str | None = None) -> Path:
+        return self.scores.path((r for r in self.baseline if (r["half"], r["seed"]) in cells), kind=kind)
 
     def _compare(
         self, one: Sequence[str], other: Sequence[str], measure: Measure, cells: Collection[Cell] | None = None
     ) -> Comparison | None:
         """None where runs are missing, or AdamW does not certainly forget by this measure: there is no level then."""
-        cells = _cells(self.anchor) if cells is None else cells
+        cells = _cells(self.baseline) if cells is None else cells
         one, other = self._draws(one, cells), self._draws(other, cells)
         if not one or not other:
             return None
         shared = self._shared([*one, *other]) & set(cells)
         if not shared:
             return None
-        anchor = self._anchor(shared)
-        if interval(getattr(anchor, measure).end[1])[0] <= 0:
+        baseline = self._baseline(shared)
+        if interval(getattr(baseline, measure).end[1])[0] <= 0:
             return None
         paths = [[self._path(method, shared) for method in side] for side in (one, other)]
-        return compare(paths[0], paths[1], anchor, measure, _names(shared))
+        return compare(paths[0], paths[1], baseline, measure, _names(shared))
 
     def _tested(self) -> list[tuple[int, str]]:
         """Where the tested near facts stand in the lists of near facts, and which they are."""

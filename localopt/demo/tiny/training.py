@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import LlamaForCausalLM
 
-from localopt.demo.memory import PeakMemory
+from localopt.demo.tiny.memory import PeakMemory
 from localopt.optimizer import LocalizedOptimizer
 
 Data = dict[str, Tensor]

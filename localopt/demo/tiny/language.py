@@ -13,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from localopt.demo.world import Fact
+from localopt.demo.tiny.world import Fact
 from localopt.pretraining.probes import IGNORED, Probe, completion
 
 PAD, START = "[PAD]", "[START]"

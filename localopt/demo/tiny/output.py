@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from localopt import __version__
-from localopt.demo.exam import Scores
-from localopt.demo.experiment import THREADS, WAY, Outcome
+from localopt.demo.tiny.exam import Scores
+from localopt.demo.tiny.experiment import THREADS, WAY, Outcome
 from localopt.errors import InputError
 from localopt.plots import Run, learning_forgetting
 from localopt.tracing.layer_trace import LayerTrace

@@ -123,7 +123,7 @@ def _batch_losses(model: nn.Module, trees: Sequence[Tree]) -> list[Tensor]:
     mask = before & ((branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None]))
     row = torch.cat([torch.full((len(tree.asked),), number) for number, tree in enumerate(trees)])
     place, token, answer = torch.cat([tree.asked for tree in trees]).unbind(1)
-    columns, column = place.unique(return_inverse=True)
+    columns, column = place.unique(return_inverse=True)  # type: ignore[no-untyped-call]
     logits = model(
         input_ids=ids,
         attention_mask=mask[:, None],

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from localopt.demo.experiment import Result, Size, experiment
-from localopt.demo.output import check_folder, show, write
+from localopt.demo.tiny.experiment import Result, Size, experiment
+from localopt.demo.tiny.output import check_folder, show, write
 
 
 def run_demo(

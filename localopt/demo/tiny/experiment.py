@@ -10,12 +10,12 @@ from typing import TypeVar
 import torch
 from transformers import LlamaForCausalLM
 
-from localopt.demo.exam import Scores, examine
-from localopt.demo.language import as_batch, as_probes, learn_words, tiny_llama, word_tokenizer
-from localopt.demo.methods import METHODS, Traces, adamw
 from localopt.demo.progress import Progress
-from localopt.demo.training import Data, Effort, step_count, train
-from localopt.demo.world import World, make_world
+from localopt.demo.tiny.exam import Scores, examine
+from localopt.demo.tiny.language import as_batch, as_probes, learn_words, tiny_llama, word_tokenizer
+from localopt.demo.tiny.methods import METHODS, Traces, adamw
+from localopt.demo.tiny.training import Data, Effort, step_count, train
+from localopt.demo.tiny.world import World, make_world
 from localopt.pretraining.evaluate import evaluate
 from localopt.pretraining.probes import encode
 from localopt.tracing.trace import trace_layers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.lifelong.exam.candidates import Question, answer_losses, answer_losses_apart, plant
+from localopt.pretraining.candidates import Question, answer_losses, answer_losses_apart, plant
 from tests.tiny_lm import tiny_model, tiny_tokenizer
 
 QUESTIONS = [

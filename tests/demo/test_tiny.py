@@ -14,15 +14,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from localopt.demo import Result, Size, run_demo
-from localopt.demo.exam import examine
-from localopt.demo.experiment import Outcome, experiment
-from localopt.demo.language import as_batch, as_probes, learn_words, tiny_llama, word_tokenizer
-from localopt.demo.memory import PeakMemory
-from localopt.demo.methods import METHODS, adamw
-from localopt.demo.output import write
-from localopt.demo.training import train
-from localopt.demo.world import RELATIONS, make_world
+from localopt.demo.tiny import Result, Size, run_demo
+from localopt.demo.tiny.exam import examine
+from localopt.demo.tiny.experiment import Outcome, experiment
+from localopt.demo.tiny.language import as_batch, as_probes, learn_words, tiny_llama, word_tokenizer
+from localopt.demo.tiny.memory import PeakMemory
+from localopt.demo.tiny.methods import METHODS, adamw
+from localopt.demo.tiny.output import write
+from localopt.demo.tiny.training import train
+from localopt.demo.tiny.world import RELATIONS, make_world
 from localopt.errors import InputError
 from localopt.tracing.layer_trace import LayerTrace
 

@@ -1,0 +1,150 @@
+"""A policy bound to the layers of one optimizer on one device: asked, checked, put back where a step does not count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from localopt.policies.protocol import (
+    Policy,
+    bind,
+    check_state,
+    inspect,
+    is_binary,
+    is_constant,
+    load_state,
+    needs,
+    state_tensors,
+)
+from localopt.signals import LayerSignals
+
+
+class BoundPolicy:
+    """One policy's life with one optimizer.
+
+    Args:
+        policy: the user's.
+        names: the L layers.
+        weights: the parameters of each layer, which some policies look at.
+        device: where signals come and scales are wanted.
+
+    Attributes:
+        constant: the scales (L,), on the CPU, of a policy that never changes them; else None.
+    """
+
+    def __init__(
+        self, policy: Policy, names: Sequence[str], weights: Mapping[str, Sequence[Tensor]], device: torch.device
+    ) -> None:
+        self.policy = policy
+        self.constant: Tensor | None = None
+        self.bind(names, device)
+        self.introduce(weights)
+
+    def bind(self, names: Sequence[str], device: torch.device) -> None:
+        """Tell the policy its layers and where its tensors belong; what it remembers of layers that stay is kept."""
+        self.names, self.device = tuple(names), device
+        bind(self.policy, self.names, device)
+
+    def introduce(self, weights: Mapping[str, Sequence[Tensor]]) -> None:
+        """Show the policy the weights of its layers, and keep on the host what it says for good."""
+        inspect(self.policy, weights)
+        self.read_constant()
+
+    def read_constant(self) -> None:
+        """Ask a constant policy once, so that no step has to wait for the device."""
+        ones = LayerSignals({name: torch.ones(len(self.names), device=self.device) for name in self.needs})
+        self.constant = self._ask(ones).cpu() if is_constant(self.policy) else None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The signals the policy is called with; norms alone where it declares none."""
+        return needs(self.policy) or ("norm",)
+
+    @property
+    def binary(self) -> bool:
+        """Whether every scale is 0 or 1."""
+        return is_binary(self.policy)
+
+    def choose(self, signals: LayerSignals, finite: Tensor) -> Tensor:
+        """Ask for the scales (L,), float32, by tensor operations only.
+
+        A step that does not count (non-finite, or all gradients zero) still runs the policy, on harmless numbers, and
+        its state is put back: to decide on the host would be to wait for the device.
+
+        Args:
+            signals: of this step.
+            finite: 0-d bool; where it is False all scales are 0.
+        """
+        counts = finite & signals.norm.any()
+        state = state_tensors(self.policy)
+        before = {key: tensor.clone() for key, tensor in state.items()}
+        scales = self._ask(signals.harmless(counts))
+        for key, tensor in state.items():
+            tensor.copy_(torch.where(counts, tensor, before[key]))
+        if self.constant is None:
+            scales = torch.where(counts, scales, 1.0)
+        return torch.where(finite, scales, 0.0)
+
+    def _ask(self, signals: LayerSignals) -> Tensor:
+        scales = self.policy(signals if needs(self.policy) else signals.norm)
+        if not isinstance(scales, Tensor) or scales.shape != (len(self.names),):
+            got = f"shape {tuple(scales.shape)}" if isinstance(scales, Tensor) else type(scales).__name__
+            raise ValueError(
+                f"{self.policy!r} returned {got}; a policy returns one scale a layer, shape ({len(self.names)},)"
+            )
+        return scales.to(device=self.device, dtype=torch.float32)
+
+    # -- its state in a checkpoint: names, lists and numbers ----------------------------------------------------------
+
+    def pack(self) -> dict[str, Any] | None:
+        """Return the policy's state as names, lists and numbers; None if it has none."""
+        state = state_tensors(self.policy)
+        if not state:
+            return None
+        values = {key: tensor.tolist() for key, tensor in state.items()}
+        return {"policy": _kind(self.policy), "layers": list(self.names), "state": values}
+
+    def check(self, saved: Mapping[str, Any] | None) -> list[str]:
+        """Look at a packed state before it is loaded.
+
+        Returns what the user should be warned of: there is none although the policy keeps one, or the other way round.
+
+        Raises:
+            ValueError: it is of other layers or another policy, which the message names.
+        """
+        live = state_tensors(self.policy)
+        if not live or saved is None:
+            if saved is not None:
+                return [f"the checkpoint holds the state of {saved['policy']}, for which {self.policy!r} has no use"]
+            return [f"the checkpoint holds no policy state: {self.policy!r} starts anew"] if live else []
+        if saved["policy"] != _kind(self.policy):
+            raise ValueError(
+                f"the checkpoint holds the state of {saved['policy']}, the optimizer was given {_kind(self.policy)}: "
+                'use the same policy, or remove "localopt" from the first parameter group of the state dict to start '
+                "it anew"
+            )
+        if saved["layers"] != list(self.names):
+            only_there, only_here = (
+                sorted(set(a) - set(b)) for a, b in ((saved["layers"], self.names), (self.names, saved["layers"]))
+            )
+            raise ValueError(
+                f"the checkpoint was saved for other layers: only there {only_there}, only here {only_here}"
+            )
+        check_state(self.policy, live, saved["state"])
+        return []
+
+    def restore(self, saved: Mapping[str, Any] | None) -> None:
+        """Give the policy a state that was checked."""
+        if saved is not None and state_tensors(self.policy):
+            load_state(self.policy, saved["state"])
+        self.read_constant()
+
+
+def _kind(policy: object) -> str:
+    """The class of a policy and of those it contains: Smoothed(AboveMean)."""
+    inner = getattr(policy, "policy", None)
+    name = getattr(policy, "__name__", type(policy).__name__)
+    return name if inner is None else f"{name}({_kind(inner)})"

@@ -42,8 +42,8 @@ class GainOverDamage:
         policy: any rule on norms; by default the layers with G_l at least at the mean are trained.
 
     Raises:
-        ValueError: when bound to an optimizer: a trace of norms; layers the trace does not have, or whose damage is 0 or
-            not finite, by name.
+        ValueError: when bound to an optimizer: a trace of norms; layers the trace does not have, or whose damage is 0
+            or not finite, by name.
 
     Examples:
         >>> from types import SimpleNamespace

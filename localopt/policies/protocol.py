@@ -19,8 +19,8 @@ from torch import Tensor
 class Policy(Protocol):
     """A callable from norms, or other signals of the layers, to scales, by tensor operations only.
 
-    Reading a value on the host (``.item()``, ``if tensor``, boolean-mask indexing) makes every training step wait for the
-    device; creating a tensor from host data cannot be captured in a CUDA graph. Do both in ``bind``.
+    Reading a value on the host (``.item()``, ``if tensor``, boolean-mask indexing) makes every training step wait for
+    the device; creating a tensor from host data cannot be captured in a CUDA graph. Do both in ``bind``.
 
     One instance belongs to one optimizer. Optional parts:
 

@@ -28,10 +28,8 @@ from localopt.tracing.measure import (
     Keep,
     Loss,
     add_up,
-    check_norms,
     example_name,
     example_squares,
-    layer_norms,
     own_loss,
 )
 
@@ -87,8 +85,7 @@ def first_step(
 
     def measure(example: Batch, number: int, of: str, keep: Keep) -> None:
         name = example_name(number, of)
-        squares = example_squares(model, example, layer_of, loss or own_loss, name, keep)
-        check_norms(layer_norms(squares, layer_of), layers, [number], of)
+        example_squares(model, example, layer_of, loss or own_loss, name, keep)
 
     def project(name: str, gradient: Tensor) -> None:
         if name in direction:

@@ -73,8 +73,8 @@ def average_norms(
 
             together = batched.squares(group, alone)
             for squares in [together] if together is not None else map(alone, range(len(group))):
-                norms = layer_norms(squares, layer_of)
-                check_norms(norms, layers, [(count + i) * processes + rank for i in range(len(norms))], of)
+                norms = _layer_norms(squares, layer_of)
+                _check_norms(norms, layers, [(count + i) * processes + rank for i in range(len(norms))], of)
                 total += norms.sum(0)
                 count += len(norms)
     if distributed:
@@ -82,7 +82,7 @@ def average_norms(
     if count == 0:
         raise InputError(f"the {of} holds no example")
     if average == "gradients":
-        total = layer_norms({name: squared_norm(value / count) for name, value in sums.items()}, layer_of)[0] * count
+        total = _layer_norms({name: squared_norm(value / count) for name, value in sums.items()}, layer_of)[0] * count
     return (total / count).float(), count
 
 
@@ -116,14 +116,11 @@ def _summed(total: Tensor, count: int) -> tuple[Tensor, int]:
     return everything[:-1].cpu(), int(everything[-1])
 
 
-def check_norms(norms: Tensor, layers: Sequence[str], numbers: Sequence[int], of: str) -> None:
+def _check_norms(norms: Tensor, layers: Sequence[str], numbers: Sequence[int], of: str) -> None:
     for number, row in zip(numbers, norms.tolist(), strict=True):
         bad = [layer for layer, norm in zip(layers, row, strict=True) if not norm < float("inf")]
         if bad:
-            raise InputError(
-                f"{example_name(number, of)}: the gradient of {', '.join(bad)} is not finite; trace in float32 or "
-                "bfloat16"
-            )
+            raise InputError(_not_finite(example_name(number, of), bad))
 
 
 def example_squares(
@@ -161,7 +158,21 @@ def example_squares(
             "Reentrant gradient checkpointing does this to a weight used in several segments: switch checkpointing "
             "off, or use use_reentrant=False"
         )
+    _check_squares(squares, layer_of, where)
     return squares
+
+
+def _check_squares(squares: Mapping[str, Tensor], layer_of: Mapping[str, str], where: str) -> None:
+    for device in {square.device for square in squares.values()}:  # one transfer from each
+        here = {name: square for name, square in squares.items() if square.device == device}
+        finite = torch.stack(list(here.values())).isfinite().tolist()
+        bad = dict.fromkeys(layer_of[name] for name, good in zip(here, finite, strict=True) if not good)
+        if bad:
+            raise InputError(_not_finite(where, bad))
+
+
+def _not_finite(where: str, layers: Iterable[str]) -> str:
+    return f"{where}: the gradient of {', '.join(layers)} is not finite; trace in float32 or bfloat16"
 
 
 def _on_gradient(parameter: nn.Parameter, hook: Callable[[Tensor], None]) -> RemovableHandle:
@@ -169,7 +180,7 @@ def _on_gradient(parameter: nn.Parameter, hook: Callable[[Tensor], None]) -> Rem
     return handle
 
 
-def layer_norms(squares: Mapping[str, Tensor], layer_of: Mapping[str, str]) -> Tensor:
+def _layer_norms(squares: Mapping[str, Tensor], layer_of: Mapping[str, str]) -> Tensor:
     """Squared norms of parameters, for one example or for B (absent ones are 0) -> norms of layers, (B, L) float64.
 
     There is one transfer from each device.

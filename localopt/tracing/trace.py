@@ -20,6 +20,7 @@ from torch import nn
 
 from localopt import __version__
 from localopt.layers import Layers
+from localopt.outside import shown
 from localopt.tracing.examples import one_by_one, opened
 from localopt.tracing.gains import first_step
 from localopt.tracing.ghost import Batched
@@ -139,7 +140,7 @@ def trace_layers(
                 )
         logger.info("method: %s", batched.method)
         if progress:
-            bar.console.print(f"method: {batched.method}", highlight=False, markup=False)
+            bar.console.print(shown(f"method: {batched.method}"), highlight=False)
     about = {
         "model": _name(model),
         "partition": layers if isinstance(layers, str) else "custom",

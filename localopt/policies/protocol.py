@@ -35,13 +35,6 @@ class Policy(Protocol):
     - ``state_dict()``, ``load_state_dict(state)``: the live device tensors the policy updates in place, by name. The
       optimizer saves them, loads them and puts them back when a step is skipped. They exist once ``bind`` was called.
 
-    Args:
-        norms: float32 tensor of shape (L,) on the device of the parameters: finite, >= 0, and 0 for a layer without a
-            gradient.
-
-    Returns:
-        Scales, shape (L,), values >= 0: 0 freezes a layer, 1 is the user's learning rate.
-
     Examples:
         >>> def everything_with_a_gradient(norms: Tensor) -> Tensor:
         ...     return (norms > 0).float()
@@ -49,7 +42,17 @@ class Policy(Protocol):
         True
     """
 
-    def __call__(self, norms: Any, /) -> Tensor: ...
+    def __call__(self, norms: Any, /) -> Tensor:
+        """Choose the scales of one step.
+
+        Args:
+            norms: float32 tensor of shape (L,) on the device of the parameters: finite, >= 0, and 0 for a layer without
+                a gradient. :class:`~localopt.LayerSignals` for a policy that declares ``needs``.
+
+        Returns:
+            Scales, shape (L,), values >= 0: 0 freezes a layer, 1 is the user's learning rate.
+        """
+        ...
 
 
 def bind(policy: Policy, names: Sequence[str], device: torch.device) -> None:

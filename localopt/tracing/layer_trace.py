@@ -37,6 +37,9 @@ class LayerTrace:
             "one by one: " and why), ``probe_examples`` and ``reference_examples`` (counts), ``samples`` (how the model
             wrote its own reference, if it did), ``dtype``, ``localopt``, ``torch``.
 
+    Raises:
+        ValueError: norms that do not fit the layers.
+
     Examples:
         >>> trace = LayerTrace(("h.0.mlp", "h.1.mlp"), torch.tensor([1.0, 6.0]), torch.tensor([2.0, 2.0]))
         >>> trace.relative_norms

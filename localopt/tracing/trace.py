@@ -97,6 +97,9 @@ def trace_layers(
             with the same model and examples, and gets the same trace; two all-reduces of L + 1 numbers.
         progress: show a bar with the remaining time on standard error.
 
+    Returns:
+        The trace, its norms on the CPU in float32.
+
     Raises:
         InputError: a set is empty, or an example has no loss, no labeled token, or a loss or gradient that is not
             finite; the message names the example. No reference, and the model cannot write one.

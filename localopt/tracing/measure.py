@@ -166,9 +166,9 @@ def _check_squares(squares: Mapping[str, Tensor], layer_of: Mapping[str, str], w
     for device in {square.device for square in squares.values()}:  # one transfer from each
         here = {name: square for name, square in squares.items() if square.device == device}
         finite = torch.stack(list(here.values())).isfinite().tolist()
-        bad = dict.fromkeys(layer_of[name] for name, good in zip(here, finite, strict=True) if not good)
-        if bad:
-            raise InputError(_not_finite(where, bad))
+        bad = {layer_of[name] for name, good in zip(here, finite, strict=True) if not good}
+        if bad:  # in the order of the parameters; they were measured from the last to the first
+            raise InputError(_not_finite(where, [layer for layer in dict.fromkeys(layer_of.values()) if layer in bad]))
 
 
 def _not_finite(where: str, layers: Iterable[str]) -> str:

@@ -114,7 +114,7 @@ def test_bad_examples_are_named_and_nothing_is_changed() -> None:
         trace_layers(model, bad, examples(1), loss=squared_error, score="gains")
     kinked = [(torch.full((1, 3), 0.5).double(), torch.zeros(1, 1).double())]
     for probe, reference, of in ((kinked, examples(1), "probe"), (examples(1), kinked, "reference")):
-        with pytest.raises(InputError, match=rf"example 0 \(from 0\) of the {of}: the gradient of .* is not finite"):
+        with pytest.raises(InputError, match=rf"example 0 \(from 0\) of the {of}: the gradient of 0, 2 is not finite"):
             trace_layers(model, probe, reference, loss=square_root, score="gains")
     with pytest.raises(InputError, match="the reference is empty"):
         trace_layers(model, examples(1), [], loss=squared_error, score="gains")

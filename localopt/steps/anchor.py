@@ -245,7 +245,7 @@ class Anchor:
 def lerp_cautiously(weight: Tensor, start: Tensor, old: Tensor, share: float | Tensor) -> None:
     """Move the entries back whose step, ``weight - old``, went toward ``start`` already; all tensors of one shape."""
     toward = (weight - old) * (start - old) > 0
-    weight.copy_(torch.where(toward, torch.lerp(weight, start, share), weight))
+    torch.where(toward, torch.lerp(weight, start, share), weight, out=weight)
 
 
 def laid_out_like(whole: Tensor, parameter: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from localopt.layers import Layers, partition
 from localopt.outside import plain, shown
 from localopt.policies.rules import AboveMean, Fixed, Proportional
 from localopt.tracing import tracefile
-from localopt.tracing.measure import refuse_wrapped
+from localopt.tracing.lending import refuse_wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,8 +33,9 @@ class LayerTrace:
         probe_norms: N_l(probe), float32 CPU tensor of shape (L,).
         reference_norms: N_l(reference), likewise.
         metadata: what was measured: ``model``, ``partition`` ("sublayer", "block", "parameter" or "custom"),
-            ``average`` ("norms", "gradients", or "gains"), ``method`` ("batched", or "one by one: " and why),
-            ``probe_examples`` and ``reference_examples`` (counts), ``dtype``, ``localopt``, ``torch``.
+            ``score`` ("norms" or "gains"), ``average`` (of norms: "norms" or "gradients"), ``method`` ("batched", or
+            "one by one: " and why), ``probe_examples`` and ``reference_examples`` (counts), ``samples`` (how the model
+            wrote its own reference, if it did), ``dtype``, ``localopt``, ``torch``.
 
     Raises:
         ValueError: norms that do not fit the layers.
@@ -61,8 +62,8 @@ class LayerTrace:
 
     @property
     def holds_gains(self) -> bool:
-        """Whether this is of :func:`localopt.trace_gains`, with gains and damages in place of norms."""
-        return self.metadata.get("average") == "gains"
+        """Whether it was taken with ``score="gains"``: gains and damages stand in place of norms."""
+        return self.metadata.get("score") == "gains"
 
     @property
     def relative_norms(self) -> Tensor:

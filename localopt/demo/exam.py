@@ -7,13 +7,13 @@ log(1/5) = -1.61 for a model that cannot tell five answers apart, 0 for one that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from localopt.demo.lessons import Asked, Lessons
-from localopt.pretraining.candidates import Question, answer_losses, answer_losses_apart, plant
+from localopt.pretraining.candidates import Question, Tree, answer_losses, answer_losses_apart, plant
 from localopt.pretraining.evaluate import evaluate_text, positions
 
 if TYPE_CHECKING:
@@ -28,19 +28,31 @@ WRITTEN = 10  # tokens
 class Marks:
     """What a model knows.
 
-    ``answered``, ``score``: of the questions about what was taught, the share whose right answer is the likeliest of
-    those offered, and the mean score. ``known``, ``known_score``: the same of what it should still know. ``page``:
-    negative log-likelihood of ordinary text, nats a token.
+    ``answered``, ``scores``: of the questions about what was taught, the share whose right answer is the likeliest of
+    those offered, and the score of each. ``known``: that share of what it should still know. ``page``: negative
+    log-likelihood of ordinary text, nats a token.
     """
 
     answered: float
-    score: float
+    scores: tuple[float, ...]
     known: float
-    known_score: float
     page: float
 
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
+    @property
+    def score(self) -> float:
+        """Mean score on what was taught."""
+        return sum(self.scores) / len(self.scores)
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    questions: list[Question]
+    trees: list[Tree]
+
+    @classmethod
+    def of(cls, asked: Sequence[Asked], tokenizer: PreTrainedTokenizerBase) -> _Sheet:
+        questions = [Question(one.prompt, one.answers) for one in asked]
+        return cls(questions, plant(questions, tokenizer))
 
 
 class Exam:
@@ -48,44 +60,45 @@ class Exam:
 
     def __init__(self, lessons: Lessons, tokenizer: PreTrainedTokenizerBase) -> None:
         self.lessons, self.tokenizer = lessons, tokenizer
-        self._taught = [Question(one.prompt, one.answers) for one in lessons.taught]
-        self._known = [Question(one.prompt, one.answers) for one in lessons.known]
+        self._taught, self._known = _Sheet.of(lessons.taught, tokenizer), _Sheet.of(lessons.known, tokenizer)
 
     def mark(self, model: PreTrainedModel) -> Marks:
         """Ask everything. The model is put in eval mode."""
         model.train(False)
-        answered, score = _told_apart(self._losses(model, self._taught))
-        known, known_score = _told_apart(self._losses(model, self._known))
+        taught, known = self._losses(model, self._taught), self._losses(model, self._known)
         length = min(PIECE, positions(model) or PIECE)
         page = evaluate_text(model, self.tokenizer, [self.lessons.page], length=length).nll
-        return Marks(answered, score, known, known_score, page)
+        return Marks(_share_first(taught), _scores(taught), _share_first(known), page)
 
     def write(self, model: PreTrainedModel) -> list[str]:
         """What the model writes, greedily, for each of ``lessons.shown``: up to the end of the sentence."""
         return [self._written(model, self.lessons.taught[place]) for place in self.lessons.shown]
 
-    def _losses(self, model: PreTrainedModel, questions: Sequence[Question]) -> list[Tensor]:
+    def _losses(self, model: PreTrainedModel, sheet: _Sheet) -> list[Tensor]:
         if model.config.model_type == "llama":
-            return answer_losses(model, plant(questions, self.tokenizer))
+            return answer_losses(model, sheet.trees)
         # Answers beside each other need a mask and positions of their own, which not every model takes.
-        return answer_losses_apart(model, self.tokenizer, questions)
+        return answer_losses_apart(model, self.tokenizer, sheet.questions)
 
     @torch.inference_mode()
     def _written(self, model: PreTrainedModel, asked: Asked) -> str:
         ids = self.tokenizer(asked.prompt, return_tensors="pt")["input_ids"].to(model.device)
+        read, past = ids, None
         for _ in range(WRITTEN):
-            following = model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)
-            ids = torch.cat([ids, following], 1)
-        text = str(self.tokenizer.decode(ids[0], skip_special_tokens=True))
-        beginning = str(self.tokenizer.decode(ids[0, :-WRITTEN], skip_special_tokens=True))
-        return _first_sentence(text.removeprefix(beginning))
+            out = model(input_ids=read, past_key_values=past, use_cache=True)
+            read, past = out.logits[:, -1:].argmax(-1), out.past_key_values
+            ids = torch.cat([ids, read], 1)
+        whole, prompt = (self.tokenizer.decode(row, skip_special_tokens=True) for row in (ids[0], ids[0, :-WRITTEN]))
+        return _first_sentence(str(whole).removeprefix(str(prompt)))
 
 
-def _told_apart(losses: Sequence[Tensor]) -> tuple[float, float]:
-    """(share of the questions whose first answer is the likeliest, mean score)."""
-    first = sum(bool((nll[1:] > nll[0]).all()) for nll in losses) / len(losses)
-    scores = [-float(torch.logsumexp(nll[0] - nll, 0)) for nll in losses]
-    return first, sum(scores) / len(scores)
+def _scores(losses: Sequence[Tensor]) -> tuple[float, ...]:
+    """Each question's score: see the top of this file."""
+    return tuple(-float(torch.logsumexp(nll[0] - nll, 0)) for nll in losses)
+
+
+def _share_first(losses: Sequence[Tensor]) -> float:
+    return sum(bool((nll[1:] > nll[0]).all()) for nll in losses) / len(losses)
 
 
 def _first_sentence(text: str) -> str:

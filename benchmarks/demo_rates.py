@@ -1,0 +1,63 @@
+"""Chooses the learning rates of `localopt demo`, on facts that its comparison never sees.
+
+    python -m benchmarks.demo_rates --model MODEL --out FILE.json
+
+The tuning facts (`localopt/demo/data/tuning_*`) are 20 instead of 40, so a step reads 4 passages instead of 8: as many
+steps and passes as in the demo. A method's best rate is the one that takes in most at equal forgetting: the mean uptake
+where the loss of the tuning page has risen by LEVELS nats a token, on the straight way between the weights before and
+after (localopt/demo/path.py). A rate that never forgets so much counts with its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from localopt.demo.exam import Exam
+from localopt.demo.lessons import read_lessons
+from localopt.demo.methods import adamw, one_line
+from localopt.demo.path import walk
+from localopt.demo.training import Effort, read_passages, teach
+from localopt.pretraining.models import load_model
+
+LEVELS = (0.05, 0.1, 0.2)
+RATES: dict[str, tuple[Callable[[PreTrainedModel, float], Optimizer], tuple[float, ...]]] = {
+    "AdamW": (adamw, (6e-4, 3e-4, 1.5e-4)),
+    "one line": (one_line, (1.2e-3, 6e-4, 2.4e-3)),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="demo_rates", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--model", required=True, help="SmolLM2-135M: hub id, folder or GGUF file")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    model, tokenizer = load_model(chosen.model)
+    lessons = read_lessons("tuning")
+    rows, exam, effort = read_passages(lessons.passages, tokenizer), Exam(lessons, tokenizer), Effort(batch=4, seed=chosen.seed)
+    start = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    before = exam.mark(model)
+    print(before)
+    found = []
+    for name, (make, rates) in RATES.items():
+        for rate in rates:
+            seconds = teach(model, rows, make(model, rate), effort)
+            path = walk(model, start, before, exam.mark)
+            gains, there = path.mean_gains(LEVELS)
+            uptake = gains.mean().item()
+            print(f"{name} {rate:g}: {uptake:.3f}{'' if there else ' at least'} ({seconds:.0f} s)", path.points, path.marks[-1], flush=True)
+            found.append({"method": name, "rate": rate, "uptake": uptake, "reached": there, "path": [asdict(marks) for marks in path.marks]})
+    best = {n: max((r for r in found if r["method"] == n), key=lambda r: r["uptake"])["rate"] for n in RATES}
+    print(best)
+    chosen.out.write_text(json.dumps({"levels": LEVELS, "best": best, "runs": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

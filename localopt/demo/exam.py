@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -82,14 +82,17 @@ class Exam:
 
     @torch.inference_mode()
     def _written(self, model: PreTrainedModel, asked: Asked) -> str:
-        ids = self.tokenizer(asked.prompt, return_tensors="pt")["input_ids"].to(model.device)
-        read, past = ids, None
-        for _ in range(WRITTEN):
-            out = model(input_ids=read, past_key_values=past, use_cache=True)
-            read, past = out.logits[:, -1:].argmax(-1), out.past_key_values
-            ids = torch.cat([ids, read], 1)
-        whole, prompt = (self.tokenizer.decode(row, skip_special_tokens=True) for row in (ids[0], ids[0, :-WRITTEN]))
-        return _first_sentence(str(whole).removeprefix(str(prompt)))
+        read = self.tokenizer(asked.prompt, return_tensors="pt").to(model.device)
+        writer: Any = model  # which transformers has no types for
+        ids = writer.generate(
+            input_ids=read["input_ids"],
+            attention_mask=read["attention_mask"],
+            max_new_tokens=WRITTEN,
+            do_sample=False,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        new = ids[0, read["input_ids"].shape[1] :]
+        return _first_sentence(str(self.tokenizer.decode(new, skip_special_tokens=True)))
 
 
 def _scores(losses: Sequence[Tensor]) -> tuple[float, ...]:

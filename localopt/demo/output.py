@@ -21,6 +21,7 @@ from localopt.plots import Run, learning_forgetting
 
 PICTURE = "learning-forgetting.png"
 NUMBERS = "results.json"
+COLUMNS = ("answered", "learned\nnats", "still\nknows", "page lost\nnats/token", "weights\ntrained", "rate", "s")
 
 
 def show(outcome: Outcome, console: Console) -> None:
@@ -45,9 +46,7 @@ def show(outcome: Outcome, console: Console) -> None:
 
 def draw(outcome: Outcome, path: Path, title: str) -> None:
     """What each method forgot and learned, on the way to its final weights."""
-    runs = [
-        Run(result.method, *result.path.points[-1], path=result.path.points[:-1]) for result in outcome.results
-    ]
+    runs = [Run(result.method, *result.path.points[-1], path=result.path.points[:-1]) for result in outcome.results]
     figure = learning_forgetting(
         runs,
         title=f"{title}: {len(outcome.lessons.taught)} invented facts\n1/4, 1/2, 3/4 and all the way from its weights "
@@ -96,10 +95,11 @@ def write(outcome: Outcome, folder: Path, title: str) -> None:
 def _table(outcome: Outcome) -> Table:
     table = Table(title="After reading", title_justify="left")
     table.add_column("method", no_wrap=True)
-    for name in ("answered", "learned\nnats", "still\nknows", "page forgot\nnats/token", "weights\ntrained", "rate", "s"):
+    for name in COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
     before = outcome.before
-    table.add_row("before", f"{before.answered:.0%}", "", f"{before.known:.0%}", "", "", "", "", end_section=True, style="dim")
+    start = f"{before.answered:.0%}", "", f"{before.known:.0%}"
+    table.add_row("before", *start, end_section=True, style="dim")
     for result in outcome.results:
         end, path = result.path.marks[-1], result.path
         table.add_row(
@@ -121,8 +121,8 @@ def _reading(outcome: Outcome) -> tuple[str, ...]:
     return (
         f"answered: of {len(taught)} questions in words it never read, those whose right answer is the likeliest of "
         f"{len(taught[0].answers)}, all of them read equally often. learned: gain in log probability of the right one. "
-        f"still knows: {len(known)} questions about capitals and the like. page forgot: rise of the loss on {words} words "
-        "of ordinary prose. s: training, and choosing layers.",
+        f"still knows: the same of {len(known)} questions about capitals and the like. page lost: rise of the loss on "
+        f"a page of {words} words of plain prose. s: seconds of training, and of choosing layers.",
     )
 
 

@@ -40,11 +40,11 @@ def run_demo(
         What came out; None if SmolLM2-135M could not be fetched, when the miniature was run instead, which is said.
 
     Raises:
-        InputError: ``out`` or ``model`` cannot be used; what was fetched is another file. Found before any work is done.
+        InputError: ``out`` or ``model`` cannot be used; what was fetched is another file.
     """
     console = console or Console()
     check_folder(out)
-    title = TITLE if model is None else Path(model).stem if Path(model).suffix in (".gguf", ".whl") else Path(model).name
+    title = TITLE if model is None else Path(model).name
     if model is None:
         _say("SmolLM2-135M: from the cache, or fetched now (93 MB) ...")
     try:
@@ -55,9 +55,9 @@ def run_demo(
         return None
     lessons, effort = read_lessons(), effort or Effort(seed=seed)
     console.print(
-        f"{title} ({network.num_parameters():,} weights) reads {len(lessons.passages)} passages {effort.epochs} times, an "
-        "invented fact each, and is asked in other words. Three times from the same weights: AdamW; one line, which "
-        "wraps it; auto, as `localopt train` does. Five minutes on two cores.",
+        f"{title} ({network.num_parameters():,} weights) reads {len(lessons.passages)} invented facts, a short passage "
+        f"each, {effort.epochs} times, and is asked for them in other words: with AdamW; with one line, that wraps it; "
+        "and as `localopt train` does (auto). About five minutes on two cores.",
         highlight=False,
         markup=False,
     )

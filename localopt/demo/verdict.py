@@ -17,8 +17,11 @@ def verdict(results: Sequence[Result]) -> str:
         if ratio is None:
             return _apart(results)
         least = "at least " if ratio.bound else ""
-        parts.append(f"{other.method} {least}{ratio.value:.2f} times (95% over facts: {ratio.low:.2f} to {ratio.high:.2f})")
-    return f"Where ordinary text has suffered alike, what {baseline.method} took in is taken in by {_listed(parts)}."
+        parts.append(f"by {other.method} {least}{ratio.value:.2f} times ({ratio.low:.2f} to {ratio.high:.2f})")
+    return (
+        f"Where the page has suffered alike, {_listed(parts)} as much was taken in as by {baseline.method} (95% over "
+        "other draws of the facts)."
+    )
 
 
 def _apart(results: Sequence[Result]) -> str:

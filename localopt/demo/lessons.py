@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Literal
 
+PASSAGES = 3  # of each fact
 SHOWN = 5  # questions whose written answers are printed
 
 Part = Literal["test", "tuning"]
@@ -32,7 +33,7 @@ class Asked:
 class Lessons:
     """What is taught and asked.
 
-    ``passages``: what the model reads, a fact each. ``taught``: a question a fact, in other words than its passage.
+    ``passages``: what the model reads, three for each fact. ``taught``: a question a fact, in words of its own.
     ``known``: questions about the world as it is. ``page``: ordinary text. ``shown``: places in ``taught`` of the
     questions whose written answers are printed, the first of each kind.
     """
@@ -62,7 +63,7 @@ def read_lessons(part: Part = "test") -> Lessons:
         taught.append(Asked(fact["prompt"], (fact["answer"], *others)))
     known = tuple(Asked(row["prompt"], (row["answer"], *row["wrong"])) for row in _rows(f"{prefix}known.jsonl"))
     firsts = [next(i for i, fact in enumerate(facts) if fact["kind"] == kind) for kind in kinds]
-    passages = tuple(fact["passage"] for fact in facts)
+    passages = tuple(passage for fact in facts for passage in fact["passages"])
     return Lessons(passages, tuple(taught), known, _text(f"{prefix}page.txt"), tuple(firsts[:SHOWN]))
 
 

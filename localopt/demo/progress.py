@@ -72,4 +72,5 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        if self._console.is_terminal:  # rich would print an empty line elsewhere
+            self._bars.stop()

@@ -55,7 +55,7 @@ def run_demo(
         return None
     lessons, effort = read_lessons(), effort or Effort(seed=seed)
     console.print(
-        f"{title} ({network.num_parameters():,} weights) reads {len(lessons.passages)} invented facts, a short passage "
+        f"{title} ({network.num_parameters():,} weights) reads {len(lessons.taught)} invented facts, three sentences "
         f"each, {effort.epochs} times, and is asked for them in other words: with AdamW; with one line, that wraps it; "
         "and as `localopt train` does (auto). About five minutes on two cores.",
         highlight=False,

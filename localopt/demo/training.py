@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class Effort:
     """How long each model trains: passes over the passages, passages a step, and the seed of their order."""
 
-    epochs: int = 7
-    batch: int = 8
+    epochs: int = 6
+    batch: int = 24
     seed: int = 0
 
     def steps(self, passages: int) -> int:

@@ -55,8 +55,8 @@ logger = logging.getLogger(__name__)
 class LocalizedOptimizer(OptimizerWrapper):
     r"""Wrap a torch optimizer so that each step updates only, or mostly, the layers with large gradient norms.
 
-    Gradient localization (Fernandez, Bisk and Strubell 2024, arXiv 2411.04448): with N_l the gradient norm of layer l
-    and s = policy(N), layer l is stepped with learning rate s_l * lr, and not at all where s_l = 0.
+    With N_l the gradient norm of layer l and s = policy(N), layer l is stepped with learning rate s_l * lr, and not at
+    all where s_l = 0.
 
     Args:
         optimizer: any torch optimizer; it keeps its parameters, groups and state, and this object shows them as its
@@ -88,7 +88,7 @@ class LocalizedOptimizer(OptimizerWrapper):
     Raises:
         ValueError, TypeError: at construction, for anything that cannot work, with what to use instead.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
         >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         >>> optimizer = LocalizedOptimizer(optimizer, model)
@@ -96,6 +96,10 @@ class LocalizedOptimizer(OptimizerWrapper):
         >>> optimizer.step()
         >>> optimizer.report().names
         ('0', '2')
+
+    References:
+        Gradient localization: Fernandez, Bisk and Strubell 2024 (arXiv 2411.04448). The anchor decay by a number is
+        L2-SP (Li, Grandvalet and Davoine 2018, arXiv 1802.01483), decoupled from the gradient.
     """
 
     def __init__(

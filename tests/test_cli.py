@@ -506,7 +506,7 @@ def test_a_message_names_a_file_by_its_characters(
         IndexError("7"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:117] not enough memory"),
         UnicodeEncodeError("ascii", "é", 0, 1, "no"),
-    ],  # fmt: skip
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_whatever_reading_raises_is_one_line(

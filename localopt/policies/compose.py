@@ -157,7 +157,7 @@ class Every(Composed):
 
     def __call__(self, norms: Tensor | LayerSignals) -> Tensor:
         held, steps = bound(self._state.get("held"), self), self._state["steps"]
-        held.copy_(torch.where(steps % self.n == 0, self.policy(norms), held))
+        torch._foreach_copy_([held], [torch.where(steps % self.n == 0, self.policy(norms), held)])
         steps.add_(1)
         return held.clone()  # what a report keeps of this step must not change in the next
 
@@ -268,8 +268,8 @@ class RelativeTo(Composed):
         _refuse_signals(self, self.policy)
         if getattr(self.trace, "holds_gains", False):
             raise ValueError(
-                "the trace holds gains and damages (trace_gains), and a norm cannot be taken relative to a damage. Use "
-                "a trace of trace_layers here, or this one's frozen_parameters() or adaptive_learning_rates() instead"
+                "the trace holds gains and damages, and a norm cannot be taken relative to a damage. Use a trace by "
+                "score='norms' here, or this one's frozen_parameters() or adaptive_learning_rates() instead"
             )
         norms = dict(zip(self.trace.layers, self.trace.reference_norms.tolist(), strict=True))
         missing = [name for name in names if name not in norms]

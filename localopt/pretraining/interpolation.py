@@ -57,7 +57,7 @@ def interpolate(model: nn.Module, start: Mapping[str, Tensor], share: Share, *, 
 
 @dataclass(frozen=True)
 class WithinBudget:
-    """What :func:`share_within` found.
+    """What :func:`~localopt.share_within` found.
 
     Attributes:
         share: how far the model was moved from the start, in [0, 1]; it is there now.
@@ -65,6 +65,11 @@ class WithinBudget:
         rise: what was allowed.
         end: the weights of the end by name, where they differ from the start: ``interpolate(model, found.end, 0)``
             goes back there, bit for bit.
+
+    Examples:
+        >>> found = WithinBudget(0.5, ((0.0, 3.0), (0.5, 3.25), (1.0, 4.0)), rise=0.25, end={})
+        >>> found.start_score, found.score
+        (3.0, 3.25)
     """
 
     share: float
@@ -108,6 +113,9 @@ def share_within(
         rise: the forgetting budget, above 0, in the units of the score. The score of the end or of a share may be NaN
             or infinite, which is beyond any budget.
         resolution: how exactly the share is found, in (0, 1]; 1/64 takes six evaluations beside the ends.
+
+    Returns:
+        The share, every share that was tried with its score, and the weights of the end.
 
     Raises:
         ValueError: a budget or resolution that cannot be; a start of another model; a score of the start that is not

@@ -15,13 +15,11 @@ from localopt.errors import InputError
 from localopt.layers import Layers, partition
 from localopt.outside import plain, shown
 from localopt.policies.rules import AboveMean, Fixed, Proportional
-from localopt.tracing import tracefile
-from localopt.tracing.measure import refuse_wrapped
+from localopt.tracing import export, tracefile
+from localopt.tracing.lending import refuse_wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from localopt.tracing.export import Format
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +31,12 @@ class LayerTrace:
         probe_norms: N_l(probe), float32 CPU tensor of shape (L,).
         reference_norms: N_l(reference), likewise.
         metadata: what was measured: ``model``, ``partition`` ("sublayer", "block", "parameter" or "custom"),
-            ``average`` ("norms", "gradients", or "gains"), ``method`` ("batched", or "one by one: " and why),
-            ``probe_examples`` and ``reference_examples`` (counts), ``dtype``, ``localopt``, ``torch``.
+            ``score`` ("norms" or "gains"), ``average`` (of norms: "norms" or "gradients"), ``method`` ("batched", or
+            "one by one: " and why), ``probe_examples`` and ``reference_examples`` (counts), ``samples`` (how the model
+            wrote its own reference, if it did), ``dtype``, ``localopt``, ``torch``.
+
+    Raises:
+        ValueError: norms that do not fit the layers.
 
     Examples:
         >>> trace = LayerTrace(("h.0.mlp", "h.1.mlp"), torch.tensor([1.0, 6.0]), torch.tensor([2.0, 2.0]))
@@ -58,8 +60,8 @@ class LayerTrace:
 
     @property
     def holds_gains(self) -> bool:
-        """Whether this is of :func:`localopt.trace_gains`, with gains and damages in place of norms."""
-        return self.metadata.get("average") == "gains"
+        """Whether it was taken with ``score="gains"``: gains and damages stand in place of norms."""
+        return self.metadata.get("score") == "gains"
 
     @property
     def relative_norms(self) -> Tensor:
@@ -147,15 +149,38 @@ class LayerTrace:
         self,
         path: str | os.PathLike[str],
         model: nn.Module,
-        format: Format = "unfrozen_parameters",
+        format: export.Format = "unfrozen_parameters",
         *,
         lr: float | None = None,
+        rank: int | None = None,
         layers: Layers | None = None,
     ) -> dict[str, Any]:
-        """Write what to train, or how fast, as a settings file of another trainer; see `export.py`."""
-        from localopt.tracing.export import export
+        """Write what to train, or how fast, as a settings file of another trainer, and return it.
 
-        return export(self, model, path, format, lr=lr, layers=layers)
+        Args:
+            path: the file to write: YAML, or JSON where it ends so.
+            model: gives the names of the parameters (its weights may be on the meta device); those that require no
+                gradient are left out.
+            format: ``"unfrozen_parameters"`` (axolotl, Spectrum), ``"lr_groups"`` (axolotl), ``"multipliers"`` (a
+                factor for every parameter), or ``"peft"`` (LoRA on the chosen matrices); see `export.py`.
+            lr: the base learning rate; ``"lr_groups"`` alone needs it.
+            rank: of adapters, on average, for ``"peft"``; None for 8.
+            layers: the function that named the layers, if the trace was taken with one.
+
+        Raises:
+            InputError: an unknown format, ``lr`` missing, settings the format cannot express, or the file cannot be
+                written.
+            ValueError: the model's layers are not those of the trace.
+        """
+        export.check_arguments(format, lr, rank)
+        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        layer_of = partition((name for name, _ in model.named_parameters()), self.partition(layers))
+        layer_of = {name: layer_of[name] for name in names}
+        self.check(layer_of.values())
+        chosen, rates = self.frozen_parameters().scales, self.adaptive_learning_rates().scales
+        what = export.settings(format, model, layer_of, chosen, rates, lr=lr, rank=rank)
+        export.write(path, what)
+        return what
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, whole or not at all."""

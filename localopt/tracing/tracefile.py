@@ -35,7 +35,7 @@ _MOST_LAYERS = 200_000
 _LONGEST_NAME = 1_000
 _KNOWN = {
     "partition": (*get_args(Mode), "custom"),
-    "average": ("norms", "gradients", "gains"),
+    "average": ("norms", "gradients"),
     "score": ("norms", "gains"),
 }
 _COUNTS = ("probe_examples", "reference_examples")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,15 @@ from localopt.policies.protocol import (
     state_tensors,
 )
 from localopt.signals import LayerSignals
+
+_OWNERS: weakref.WeakValueDictionary[int, BoundPolicy] = weakref.WeakValueDictionary()
+
+
+def _chain(policy: Any) -> Iterator[Policy]:
+    """A policy and those it contains, one in the other."""
+    while policy is not None:
+        yield policy
+        policy = getattr(policy, "policy", None)
 
 
 class BoundPolicy:
@@ -40,13 +50,15 @@ class BoundPolicy:
     ) -> None:
         self.policy = policy
         self.constant: Tensor | None = None
+        for part in _chain(policy):
+            _OWNERS[id(part)] = self
         self.bind(names, device)
         self.introduce(weights)
 
     def bind(self, names: Sequence[str], device: torch.device) -> None:
         """Tell the policy its layers and where its tensors belong; what it remembers of layers that stay is kept."""
         self.names, self.device = tuple(names), device
-        bind(self.policy, self.names, device)
+        bind(self.policy, self.names, self.device)
 
     def introduce(self, weights: Mapping[str, Sequence[Tensor]]) -> None:
         """Show the policy the weights of its layers, and keep on the host what it says for good."""
@@ -80,6 +92,8 @@ class BoundPolicy:
         """
         counts = finite & signals.norm.any()
         state = state_tensors(self.policy)
+        if state:
+            self._refuse_shared()
         before = {key: tensor.clone() for key, tensor in state.items()}
         scales = self._ask(signals.harmless(counts))
         for key, tensor in state.items():
@@ -96,6 +110,15 @@ class BoundPolicy:
                 f"{self.policy!r} returned {got}; a policy returns one scale a layer, shape ({len(self.names)},)"
             )
         return scales.to(device=self.device, dtype=torch.float32)
+
+    def _refuse_shared(self) -> None:
+        """Raise RuntimeError if the policy, or one that it contains, was given to another optimizer since."""
+        for part in _chain(self.policy):
+            if _OWNERS.setdefault(id(part), self) is not self and state_tensors(part):
+                raise RuntimeError(
+                    f"{part!r} keeps a state, and was given to another LocalizedOptimizer too, whose layers it would "
+                    "mix with these: give each optimizer a policy of its own, copy.deepcopy(policy)"
+                )
 
     # -- its state in a checkpoint: names, lists and numbers ----------------------------------------------------------
 

@@ -33,8 +33,8 @@ from localopt.steps.report import Report
 
 if TYPE_CHECKING:
     from localopt.pretraining.interpolation import WithinBudget, interpolate, share_within
-    from localopt.tracing.gains import trace_gains
     from localopt.tracing.layer_trace import LayerTrace
+    from localopt.tracing.samples import Samples
     from localopt.tracing.trace import trace_layers
 
 __version__ = "0.1.0"
@@ -62,27 +62,23 @@ __all__ = [
     "RelativeChange",
     "RelativeTo",
     "Report",
+    "Samples",
     "Smoothed",
     "TopK",
     "WithinBudget",
     "interpolate",
     "partition",
     "share_within",
-    "trace_gains",
     "trace_layers",
 ]
 
 
 def __getattr__(name: str) -> Any:
     # The optimizer needs torch alone; tracing also brings safetensors and rich, so it waits until it is asked for.
-    if name in ("LayerTrace", "trace_layers"):
+    if name in ("LayerTrace", "Samples", "trace_layers"):
         from localopt.tracing import trace
 
         return getattr(trace, name)
-    if name == "trace_gains":
-        from localopt.tracing.gains import trace_gains
-
-        return trace_gains
     if name in ("WithinBudget", "interpolate", "share_within"):
         from localopt.pretraining import interpolation
 

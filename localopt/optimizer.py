@@ -41,7 +41,6 @@ from localopt.steps.layout import Layout, unpack
 from localopt.steps.measured import Measured
 from localopt.steps.report import Report, report, summary
 from localopt.steps.saved import SavedOptimizer
-from localopt.steps.sharding import sharding
 from localopt.steps.update import Update
 from localopt.steps.watch import Watch, known, refuse_reordered
 
@@ -51,8 +50,8 @@ logger = logging.getLogger(__name__)
 class LocalizedOptimizer(SavedOptimizer):
     r"""Wrap a torch optimizer so that each step updates only, or mostly, the layers with large gradient norms.
 
-    Gradient localization (Fernandez, Bisk and Strubell 2024, arXiv 2411.04448): with N_l the gradient norm of layer l
-    and s = policy(N), layer l is stepped with learning rate s_l * lr, and not at all where s_l = 0.
+    With N_l the gradient norm of layer l and s = policy(N), layer l is stepped with learning rate s_l * lr, and not at
+    all where s_l = 0.
 
     Args:
         optimizer: any torch optimizer; it keeps its parameters, groups and state, and this object shows them as its
@@ -87,7 +86,7 @@ class LocalizedOptimizer(SavedOptimizer):
     Raises:
         ValueError, TypeError: at construction, for anything that cannot work, with what to use instead.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
         >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         >>> optimizer = LocalizedOptimizer(optimizer, model)
@@ -95,6 +94,10 @@ class LocalizedOptimizer(SavedOptimizer):
         >>> optimizer.step()
         >>> optimizer.report().names
         ('0', '2')
+
+    References:
+        Gradient localization: Fernandez, Bisk and Strubell 2024 (arXiv 2411.04448). The anchor decay by a number is
+        L2-SP (Li, Grandvalet and Davoine 2018, arXiv 1802.01483), decoupled from the gradient.
     """
 
     @torch.inference_mode(False)  # what is made in it could not be written to later
@@ -182,7 +185,8 @@ class LocalizedOptimizer(SavedOptimizer):
     @torch._disable_dynamo  # type: ignore[attr-defined]  # compiling has nothing to gain: there are few, large kernels
     def _step(self) -> None:
         self._forget_checkpoints()
-        groups, shards = self.param_groups, sharding([p for group in self.param_groups for p in group["params"]])
+        groups = self.param_groups
+        shards = self._sharding.of([parameter for group in groups for parameter in group["params"]])
         present = self._watch.before_step(groups, self._layout, self._live_model(), shards, stacklevel=8)
         if self._device() != self._policy.device:
             self._bind()
@@ -253,7 +257,7 @@ class LocalizedOptimizer(SavedOptimizer):
     def history(self, every: int = 1) -> History:
         """Begin to note norms and scales of every so many steps; return what holds them, and waits only when read.
 
-        Example:
+        Examples:
             >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
             >>> optimizer = LocalizedOptimizer(torch.optim.AdamW(model.parameters()), model)
             >>> history = optimizer.history(every=10)

@@ -48,13 +48,18 @@ def localized_optimizer(
     Args:
         args: the arguments the Trainer is given.
         policy: each optimizer made gets a copy of its own, so one tuple may serve several runs.
-        layers, frozen_state, nonfinite: as for :class:`localopt.LocalizedOptimizer`.
+        layers: as for :class:`localopt.LocalizedOptimizer`.
+        frozen_state: likewise.
+        nonfinite: likewise.
+
+    Returns:
+        A factory and its arguments.
 
     Raises:
         ImportError: transformers is older than 5.2, which has no optimizer factories.
         ValueError: ``args.deepspeed`` asks for ZeRO, which flattens layers; with what to do instead.
 
-    Example:
+    Examples:
         >>> from transformers import TrainingArguments
         >>> args = TrainingArguments(learning_rate=3e-4, weight_decay=0.1, report_to="none")
         >>> factory, options = localized_optimizer(args)  # Trainer(..., optimizer_cls_and_kwargs=...)
@@ -110,7 +115,7 @@ class Localize(TrainerCallback):
         policy: each training gets a copy of its own.
         options: as for :class:`localopt.LocalizedOptimizer`.
 
-    Example:
+    Examples:
         >>> Localize(AboveMean(), anchor_decay=100.0).options
         {'anchor_decay': 100.0}
     """
@@ -222,8 +227,8 @@ class LocalizationCallback(TrainerCallback):
 def _twice(trainers: float, own: float) -> str:
     return (
         f"gradients would be clipped twice: by Trainer to {trainers} over all layers "
-        f"(TrainingArguments.max_grad_norm), then by the optimizer to {own} over the layers it updates (LocalizedOptimizer's max_grad_norm). Leave the "
-        "second out, or set the first to 0"
+        f"(TrainingArguments.max_grad_norm), then by the optimizer to {own} over the layers it "
+        "updates (LocalizedOptimizer's max_grad_norm). Leave the second out, or set the first to 0"
     )
 
 

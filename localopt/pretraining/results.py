@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from localopt.outside import shown
 from localopt.plots import Run, learning_forgetting, save_figure
 from localopt.pretraining.history import History
 from localopt.pretraining.scoring import REFERENCE
@@ -22,7 +23,7 @@ def history_table(history: History) -> Table:
     chosen = any(entry.get("share_updated", 1) < 1 for entry in history.scores)
     table.add_column("")
     for name in [*names, *(["last step changed"] if chosen else [])]:
-        table.add_column(name, justify="right")
+        table.add_column(shown(name), justify="right")
     for entry in history.scores:
         cells = ["before" if entry["step"] == 0 else f"epoch {entry['epoch']:g}"]
         for name in names:

@@ -25,6 +25,7 @@ from localopt.pretraining.probes import Probe, encode_text
 from localopt.pretraining.processes import processes, say
 from localopt.pretraining.scoring import ScoredSet, as_numbers, score_sets
 from localopt.pretraining.settings import Settings, plan, refuse_longer, refuse_trace, refuse_uneven
+from localopt.pretraining.vocabulary import refuse_beyond
 from localopt.tracing.layer_trace import LayerTrace
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def train(
     history = _history(out, settings, _fingerprints(model, corpus, trace, sets), resume)
     here.wait_for_everyone()  # none may find what another writes below
     sequences = encode_text(corpus, tokenizer, settings.seq_len)
+    refuse_beyond(sequences, model)
     if progress:
         say(plan(settings, len(sequences), sum(len(sequence["input_ids"]) for sequence in sequences)))
     torch.manual_seed(settings.seed)

@@ -52,7 +52,7 @@ def clipped_to(rows: Sequence[Sequence[float]]) -> float | None:
     Args:
         rows: the norms of the layers, a row a step.
 
-    Example:
+    Examples:
         >>> clipped_to([[3.0, 4.0], [4.0, 3.0], [0.0, 5.0], [5.0, 0.0]])
         5.0
     """

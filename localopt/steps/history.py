@@ -21,7 +21,7 @@ class History:
         names: the L layers.
         most: the rows kept.
 
-    Example:
+    Examples:
         >>> history = History(every=2, names=("a", "b"))
         >>> for step in range(4):
         ...     history.add(torch.tensor([1.0, step]), torch.tensor([0.0, 1.0]))

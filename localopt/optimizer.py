@@ -41,6 +41,7 @@ from localopt.steps.layout import Layout, unpack
 from localopt.steps.measured import Measured
 from localopt.steps.report import Report, report, summary
 from localopt.steps.saved import SavedOptimizer
+from localopt.steps.sharding import KnownSharding
 from localopt.steps.update import Update
 from localopt.steps.watch import Watch, known, refuse_reordered
 
@@ -132,21 +133,25 @@ class LocalizedOptimizer(SavedOptimizer):
         self._history: History | None = None
         self._overflowed: Tensor | None = None
         self._state_made_up = False
-        self._watch, self._clipped = Watch(), ClippedBefore()
+        self._watch, self._clipped, self._sharding = Watch(), ClippedBefore(), KnownSharding()
         self._layout = Layout.of(self.param_groups, model, layers)
         saved, starts = checkpoint.taken_from(optimizer, self._names())  # of a checkpoint loaded before this
-        self._policy = BoundPolicy(policy, self._layout.names, self._layout.weights(self.param_groups), self._device())
+        # First on the host, where its state is kept in numbers too; no layout has to wait for the device.
+        host = torch.device("cpu")
+        self._policy = BoundPolicy(policy, self._layout.names, self._layout.weights(self.param_groups), host)
         wanted = bool(anchor_decay.strength) or {"drift", "pullback"} & set(self._policy.needs)
         self._anchor = Anchor(anchor_decay) if wanted else None
         if self._anchor is not None:
             self._anchor.add(self.param_groups, self._layout.parameters)
-        self._measured = Measured(self._layout, self._needs(), self._device(), broadcast_norms)
+        self._measured = Measured(self._layout, self.param_groups, self._needs(), self._device(), broadcast_norms)
         self._skipped = torch.zeros((), dtype=torch.int64, device=self._device())
         if saved is not None or starts:
             checkpoint.check(self._policy, self._anchor, saved, starts, self.param_groups, self._layout.flat())
             checkpoint.restore(self._policy, self._anchor, saved, starts)
         self._store_policy_state()
         self._drop_frozen_state()
+        self._policy.bind(self._layout.names, self._device())
+        self._sharding.of([parameter for group in self.param_groups for parameter in group["params"]])
         self._watch.see(self.param_groups)
         known(self)
 
@@ -209,7 +214,7 @@ class LocalizedOptimizer(SavedOptimizer):
                 refuse_nonfinite(self._layout.names, signals["norm"].tolist())
             scales = self._policy.choose(LayerSignals(signals), finite)
             clip = None if self.max_grad_norm is None else clip_factor(signals["norm"], scales, self.max_grad_norm)
-            self._skipped += ~finite
+            self._skipped += finite.logical_not()
             numbers, shares = update(signals, scales, finite, clip, self._measured.segments, shards)
             self._scales, self._signals, self._shares = scales, signals, shares
         self._present = present
@@ -300,6 +305,7 @@ class LocalizedOptimizer(SavedOptimizer):
             self.param_groups.pop()
             self._layout = before
             self._bind()
+            self._policy.read_constant()
             raise
         if self._history is not None:
             self._history.renamed(layout.names)
@@ -320,7 +326,9 @@ class LocalizedOptimizer(SavedOptimizer):
     def _bind(self) -> None:
         """Tell the policy its layers, and put what lives on the device where the parameters are (they may move)."""
         home = self._device()
-        self._measured = Measured(self._layout, self._needs(), home, self._measured.broadcast, self._measured.loss)
+        self._measured = Measured(
+            self._layout, self.param_groups, self._needs(), home, self._measured.broadcast, self._measured.loss
+        )
         self._skipped = self._skipped.to(home)
         self._policy.bind(self._layout.names, home)
 

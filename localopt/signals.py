@@ -82,7 +82,7 @@ def layer_norms(gradients: Sequence[Tensor | None], layout: Tensor, sharding: Sh
         >>> layer_norms([torch.tensor([3.0]), None, torch.tensor([4.0])], torch.tensor([[0, 2], [1, 3]]))
         tensor([5., 0.])
     """
-    return _by_layer(squares(gradients, layout.device)[None], layout, sharding)[0].sqrt().float()
+    return _by_layer(squares(gradients, layout.device).unsqueeze(0), layout, sharding).squeeze(0).sqrt().float()
 
 
 def layer_signals(
@@ -115,8 +115,8 @@ def layer_signals(
 def _by_layer(found: Tensor, layout: Tensor, sharding: Sharding | None) -> Tensor:
     """Add up the sums (S, T + 1) of all parameters over those of each layer, and over processes: (S, L)."""
     if sharding is not None:
-        found = found * torch.tensor([*sharding.shares, 0.0], dtype=found.dtype).to(found.device)
-    layers = found[:, layout].sum(dim=2)
+        found = found * sharding.weights(found.device, found.dtype)
+    layers = found.index_select(1, layout.flatten()).view(len(found), *layout.shape).sum(dim=2)
     return layers if sharding is None else sharding.sum(layers)
 
 

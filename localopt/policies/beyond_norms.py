@@ -198,8 +198,10 @@ class LossScaled(Composed):
 
     def __call__(self, signals: LayerSignals) -> Tensor:
         losses = bound(self._state.get("losses"), self)
-        losses.add_(torch.stack([signals.loss[0], torch.ones_like(signals.loss[0])]))
-        ratio = losses[0] / losses[1] / signals.loss
+        loss = signals.loss.select(0, 0)
+        losses.add_(torch.stack([loss, torch.ones_like(loss)]))
+        total, count = losses.unbind()
+        ratio = total / count / signals.loss
         return self.policy(signals if needs(self.policy) else signals.norm) * ratio.clamp(min=0.0, max=1.0).sqrt()
 
 

@@ -157,7 +157,7 @@ class Every(Composed):
 
     def __call__(self, norms: Tensor | LayerSignals) -> Tensor:
         held, steps = bound(self._state.get("held"), self), self._state["steps"]
-        held.copy_(torch.where(steps % self.n == 0, self.policy(norms), held))
+        torch._foreach_copy_([held], [torch.where(steps % self.n == 0, self.policy(norms), held)])
         steps.add_(1)
         return held.clone()  # what a report keeps of this step must not change in the next
 

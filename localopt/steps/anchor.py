@@ -35,9 +35,9 @@ class AnchorDecay:
     """How weights decay toward where training began: after the update to w, w <- w + a (w0 - w), with w0 the start.
 
     - ``"plain"``: a = min(1, lr * s * strength), s the layer's scale.
-    - ``"selective"``: a = strength * r for a layer with <g, w - w0> > 0 before the update, where the gradient itself says
-      that it has gone too far; else 0. r = max(0, ||w - w0|| - ||w_old - w0||) / ||w - w0||, the share of the distance
-      that this step added.
+    - ``"selective"``: a = strength * r for a layer with <g, w - w0> > 0 before the update, where the gradient itself
+      says that it has gone too far; else 0. r = max(0, ||w - w0|| - ||w_old - w0||) / ||w - w0||, the share of the
+      distance that this step added.
     - ``"cautious"``: as plain, on the entries alone whose step went toward the start.
 
     Args:
@@ -245,7 +245,7 @@ class Anchor:
 def lerp_cautiously(weight: Tensor, start: Tensor, old: Tensor, share: float | Tensor) -> None:
     """Move the entries back whose step, ``weight - old``, went toward ``start`` already; all tensors of one shape."""
     toward = (weight - old) * (start - old) > 0
-    weight.copy_(torch.where(toward, torch.lerp(weight, start, share), weight))
+    torch.where(toward, torch.lerp(weight, start, share), weight, out=weight)
 
 
 def laid_out_like(whole: Tensor, parameter: Tensor) -> Tensor:

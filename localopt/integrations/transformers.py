@@ -116,12 +116,14 @@ class Localize(TrainerCallback):
         options: as for :class:`localopt.LocalizedOptimizer`.
 
     Examples:
-        >>> Localize(AboveMean(), anchor_decay=100.0).options
-        {'anchor_decay': 100.0}
+        >>> Localize(AboveMean(), layers="block").options
+        {'layers': 'block'}
     """
 
     def __init__(self, policy: Policy = AboveMean(), **options: Any) -> None:
-        self.policy, self.options = policy, options
+        # A checkpoint is loaded into the bare optimizer, before training begins: it must have a state for every start.
+        complete = {"complete_checkpoints": True} if options.get("anchor_decay") else {}
+        self.policy, self.options = policy, complete | options
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any

@@ -93,7 +93,7 @@ def makes_state_up(optimizer: Optimizer) -> bool:
     Waits for the device only where there is no state and every rate is 0.
     """
     groups = optimizer.param_groups
-    if optimizer.state or any("lr" not in group or float(group["lr"]) != 0 for group in groups):
+    if optimizer.state or any(group.get("lr") is None or float(group["lr"]) != 0 for group in groups):
         return False
     gradients = [local(p.grad) for group in groups for p in group["params"] if p.grad is not None]
     return bool(gradients) and not any(bool(g.any()) for g in gradients if g.numel() and not g.is_sparse)

@@ -42,6 +42,8 @@ def trace(
     refuse_existing(out, plot)
     if plot is not None:
         check_picture(plot)
+        if plot.absolute() == out.absolute():
+            raise InputError(f"{out}: is both the trace and its picture: name two files.")
     if layers not in get_args(Mode):
         raise InputError(f"--layers must be one of {', '.join(get_args(Mode))}, not {layers!r}.")
     if by not in ("norms", "gains"):

@@ -5,6 +5,7 @@ Figures are made with matplotlib's object interface, so nothing here needs a dis
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -38,7 +39,9 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: float = 200) 
     target = Path(path)
     partial = target.with_name(f".{target.name}.partial")
     try:
-        figure.savefig(partial, dpi=dpi, format=target.suffix[1:].lower())
+        drawn = io.BytesIO()  # some encoders do not notice that a disk is full
+        figure.savefig(drawn, dpi=dpi, format=target.suffix[1:].lower())
+        partial.write_bytes(drawn.getvalue())
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)

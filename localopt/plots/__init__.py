@@ -1,4 +1,4 @@
-"""Pictures: which layers, and learning against forgetting.
+"""Pictures: which layers, what a run trained, and learning against forgetting.
 
 Figures are made with matplotlib's object interface, so nothing here needs a display or changes global state.
 """
@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from localopt.errors import InputError
 from localopt.plots.frontier import Run, learning_forgetting
 from localopt.plots.heatmap import heat_map
+from localopt.plots.run import run_picture
 
-__all__ = ["Run", "check_picture", "heat_map", "learning_forgetting", "save_figure"]
+__all__ = ["Run", "check_picture", "heat_map", "learning_forgetting", "run_picture", "save_figure"]
 
 
 def check_picture(path: str | os.PathLike[str]) -> None:

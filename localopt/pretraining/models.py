@@ -30,6 +30,7 @@ from localopt.pretraining.modelfiles import (
     check_folder,
     check_small_files,
 )
+from localopt.pretraining.modes import give_usual_mode
 from localopt.pretraining.processes import say
 from localopt.pretraining.vocabulary import check_vocabulary
 
@@ -116,6 +117,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
         partial.mkdir(parents=True)
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        give_usual_mode(partial)
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)

@@ -30,7 +30,8 @@ class LayerTrace:
         layers: the L layer names, in the order of the model's parameters.
         probe_norms: N_l(probe), float32 CPU tensor of shape (L,).
         reference_norms: N_l(reference), likewise.
-        metadata: what was measured: ``model``, ``partition`` ("sublayer", "block", "parameter" or "custom"),
+        metadata: what was measured: ``model``, ``partition`` ("sublayer", "block", "matrix",
+            "parameter" or "custom"),
             ``score`` ("norms" or "gains"), ``average`` (of norms: "norms" or "gradients"), ``method`` ("batched", or
             "one by one: " and why), ``probe_examples`` and ``reference_examples`` (counts), ``samples`` (how the model
             wrote its own reference, if it did), ``dtype``, ``localopt``, ``torch``.
@@ -88,6 +89,53 @@ class LayerTrace:
 
     def _fixed(self, scales: Tensor) -> Fixed:
         return Fixed(dict(zip(self.layers, scales.tolist(), strict=True)))
+
+    def param_groups(
+        self,
+        model: nn.Module,
+        lr: float,
+        weight_decay: float = 0.0,
+        *,
+        scales: Mapping[str, float] | None = None,
+        layers: Layers | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return parameter groups for a bare optimizer: one a layer, at its own learning rate.
+
+        What this trains is what the trace's policy would train, in every trainer and under every sharding, DeepSpeed's
+        too: an optimizer that steps its groups one by one needs to know no other layer. Layers of scale 0 are left out.
+
+        Args:
+            model: gives the parameters; those that require no gradient are left out.
+            lr: what each layer's scale is multiplied by.
+            weight_decay: of every group.
+            scales: by layer, as :meth:`frozen_parameters` (the default) or :meth:`adaptive_learning_rates` give them.
+            layers: the function that named the layers, if the trace was taken with one.
+
+        Returns:
+            Groups with ``params``, ``lr``, ``weight_decay`` and the layer's ``name``.
+
+        Raises:
+            ValueError: the model's layers are not those of the trace, or nothing would be trained.
+
+        Examples:
+            >>> model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+            >>> trace = LayerTrace(("a", "b"), torch.tensor([1.0, 6.0]), torch.tensor([2.0, 2.0]))
+            >>> [(group["name"], group["lr"]) for group in trace.param_groups(model, lr=0.1)]
+            [('b', 0.1)]
+        """
+        layer_of = partition((name for name, _ in model.named_parameters()), self.partition(layers))
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.check({layer_of[name] for name in trained} | (set(self.layers) & set(layer_of.values())))
+        scales = self.frozen_parameters().scales if scales is None else scales
+        groups: dict[str, dict[str, Any]] = {}
+        for name, parameter in trained.items():
+            layer = layer_of[name]
+            if scales[layer] > 0:
+                fresh = {"params": [], "lr": lr * scales[layer], "weight_decay": weight_decay, "name": layer}
+                groups.setdefault(layer, fresh)["params"].append(parameter)
+        if not groups:
+            raise ValueError("no parameter that requires a gradient lies in a layer that the trace chooses")
+        return list(groups.values())
 
     def freeze(self, model: nn.Module, *, layers: Layers | None = None) -> list[str]:
         """Set ``requires_grad = False`` for every parameter outside the layers that TGL + FP chooses.

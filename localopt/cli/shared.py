@@ -53,13 +53,6 @@ def say_written(*paths: Path | None) -> None:
     err_console.print(f"written: {written}", markup=False, highlight=False, soft_wrap=True)
 
 
-def evenly(items: list[Any], limit: int | None) -> list[Any]:
-    """At most ``limit`` of the items, spaced evenly: files are often sorted by topic."""
-    if limit is None or limit >= len(items):
-        return items
-    return [items[i * len(items) // limit] for i in range(limit)]
-
-
 def refuse_existing(*paths: Path | None) -> None:
     for path in paths:
         if path is not None and path.exists():

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from localopt.cli.shared import Model, evenly, out_console, placed, refuse_existing, say_written
+from localopt.cli.shared import Model, out_console, placed, refuse_existing, say_written
 from localopt.errors import InputError, writing
+from localopt.pretraining.textfiles import evenly
 
 
 def trace(

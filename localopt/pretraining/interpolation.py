@@ -62,6 +62,7 @@ class WithinBudget:
     Attributes:
         share: how far the model was moved from the start, in [0, 1]; it is there now.
         path: every (share, score) that was evaluated, from the start (0) to the end (1).
+        tried: the same shares in the order they were evaluated in.
         rise: what was allowed.
         end: the weights of the end by name, where they differ from the start: ``interpolate(model, found.end, 0)``
             goes back there, bit for bit.
@@ -69,6 +70,7 @@ class WithinBudget:
 
     share: float
     path: tuple[tuple[float, float], ...]
+    tried: tuple[float, ...]
     rise: float
     end: Mapping[str, Tensor] = field(repr=False, compare=False)
 
@@ -146,7 +148,7 @@ def share_within(
         _move(end, pairs, dict.fromkeys(pairs, 1.0))
         raise
     _move(end, pairs, dict.fromkeys(pairs, low))
-    return WithinBudget(low, tuple(sorted(seen.items())), rise, end)
+    return WithinBudget(low, tuple(sorted(seen.items())), tuple(seen), rise, end)
 
 
 def check_rise(rise: float) -> None:

@@ -241,7 +241,7 @@ class LocalizedOptimizer(OptimizerWrapper):
         names, scales = self._layout.names, tuple(self._scales.tolist())
         refuse_scales(self.policy, names, scales)
         norms = self._signals.get("norm")
-        if not any(scales) and (norms is None or norms.isfinite().all()):
+        if not any(scales) and all(signal.isfinite().all() for signal in self._signals.values()):
             self._warn_all_frozen(stacklevel=3)
         sizes = self._layout.sizes(self.param_groups)
         numbers = None if norms is None else tuple(norms.tolist())

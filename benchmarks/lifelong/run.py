@@ -67,7 +67,7 @@ class Bench:
         epochs = self._lessons(cell.half, method.replay)
         torch.manual_seed(cell.seed)  # adapters begin at random
         with adapted(self.model, method.lora) as trained:
-            optimizer = make_optimizer(trained, method.rate * cell.lr, plan)
+            optimizer = make_optimizer(trained, method.rate * cell.lr, plan, method.anchor)
             if method.correct:
                 method.correct(case, trained, optimizer)
             watch = Watch(trained, optimizer, plan)

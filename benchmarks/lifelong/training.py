@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from localopt import LocalizedOptimizer
 from localopt.pretraining.evaluate import padded
 from localopt.pretraining.probes import Example
 
@@ -78,6 +79,8 @@ def fit(
             with settings.autocast():
                 loss = model(input_ids=ids, labels=labels, attention_mask=attention, use_cache=False).loss
             loss.backward()
+            if isinstance(optimizer, LocalizedOptimizer):
+                optimizer.observe(loss.detach())
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()

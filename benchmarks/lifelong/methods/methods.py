@@ -23,6 +23,7 @@ from benchmarks.lifelong.methods.rules import (
     gain_damage_alr,
     gain_damage_fp,
     gain_damage_joint,
+    gain_damage_online,
     inverted,
     kinds,
     matched,
@@ -36,10 +37,9 @@ from benchmarks.lifelong.methods.rules import (
     without_embedding,
 )
 from benchmarks.lifelong.training import grouped
-from localopt import LocalizedOptimizer
+from localopt import AnchorDecay, LocalizedOptimizer
 from localopt.layers import partition
-from localopt.policies import AboveMean, Fixed
-from localopt.policies.peers import Cyclic, HighestSNR, LayerDecay
+from localopt.policies import AboveMean, Agreement, Cyclic, Fixed, HighestSNR, LayerDecay, LossScaled, RelativeChange
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ class Entry:
     """A method with what a table says of it.
 
     `plan`: the scales of the layers. `replay`: what is read along with the passages. `correct`: what is done to the
-    weights around every step. `lora`: rank of adapters that are trained instead of the weights. `rate`: what the
-    sweep's rate is multiplied by, for methods that need another order of magnitude.
+    weights around every step. `anchor`: decay toward the start, in the optimizer. `lora`: rank of adapters that are
+    trained instead of the weights. `rate`: what the sweep's rate is multiplied by, for methods that need another order
+    of magnitude.
     """
 
     about: str
@@ -57,12 +58,15 @@ class Entry:
     correct: Correction | None = None
     lora: int = 0
     rate: float = 1.0
+    anchor: AnchorDecay | None = None
 
 
 _KEPT, _TEXT, _GAIN_DAMAGE = frozen("kept"), frozen("text"), gain_damage_fp("text")
 _LORA = {"lora": 16, "rate": 10.0}
 _STRENGTH = 100.0  # with a rate of 1.5e-4 a step decays 1.5% of the change; over 24 steps, a sixth of it
 _ANCHOR = anchored(_STRENGTH)
+_SELECTIVE = AnchorDecay(1.0, rule="selective")
+_CORPUS = gain_damage_fp("own", probe="corpus")
 _RECADAM = recalled(_STRENGTH, speed=0.5, middle=6)  # of 24 steps
 METHODS: dict[str, Entry] = {
     # The paper's rules and their controls.
@@ -156,6 +160,36 @@ METHODS: dict[str, Entry] = {
     "fp-kept16": Entry("TGL+FP against 16 facts to keep", frozen("kept16")),
     "fp-text+kept": Entry("TGL+FP against text and facts to keep", frozen("text+kept")),
     "alr-kept-mean": Entry("TGL+ALR against facts to keep, mean rate kept", rescaled("kept", "mean")),
+    # Decay toward the start in the optimizer, and rules on other signals than norms. What was expected: PREDICTIONS.md.
+    "selective": Entry("AdamW, selective anchor decay", everything, anchor=_SELECTIVE),
+    "cautious": Entry("AdamW, cautious anchor decay", everything, anchor=AnchorDecay(_STRENGTH, rule="cautious")),
+    "gain-damage-fp-selective": Entry(
+        "layers with gain over damage above the mean, selective anchor decay", _GAIN_DAMAGE, anchor=_SELECTIVE
+    ),
+    "gain-damage-online": Entry("online, gain over damage to text", gain_damage_online("text")),
+    "gain-damage-online-selective": Entry(
+        "online, gain over damage to text, selective anchor decay", gain_damage_online("text"), anchor=_SELECTIVE
+    ),
+    "corpus-fp": Entry("layers by gain on the raw passages over damage to the model's own samples", _CORPUS),
+    "corpus-fp-selective": Entry("the same, selective anchor decay", _CORPUS, anchor=_SELECTIVE),
+    **{
+        f"corpus-random{draw}-selective": Entry(
+            f"random layers as many, draw {draw}, selective anchor decay", matched(_CORPUS, draw), anchor=_SELECTIVE
+        )
+        for draw in range(5)
+    },
+    "mlp-selective": Entry("all MLPs, selective anchor decay", kinds("mlp"), anchor=_SELECTIVE),
+    "corpus-online-selective": Entry(
+        "online, gain over damage to own samples, selective anchor decay", gain_damage_online("own"), anchor=_SELECTIVE
+    ),
+    "finch": Entry("AdamW, rate by one over the root of the loss", online(lambda: LossScaled())),
+    "online-change": Entry("online, ||g||_1 over ||w||", online(lambda: RelativeChange())),
+    "online-change-selective": Entry(
+        "online, ||g||_1 over ||w||, selective anchor decay", online(lambda: RelativeChange()), anchor=_SELECTIVE
+    ),
+    "online-carry": Entry("online, frozen layers bank their gradients", online(AboveMean, "carry")),
+    "online-selective": Entry("online, `AboveMean`, selective anchor decay", online(AboveMean), anchor=_SELECTIVE),
+    "agreement": Entry("layers whose gradient agrees with their momentum", online(lambda: Agreement())),
 }
 
 
@@ -163,18 +197,29 @@ def layer_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(dict.fromkeys(partition((name for name, _ in model.named_parameters()), "sublayer").values()))
 
 
-def make_optimizer(model: nn.Module, rate: float, plan: Scales | Online) -> Optimizer:
+def make_optimizer(
+    model: nn.Module, rate: float, plan: Scales | Online, anchor: AnchorDecay | None = None
+) -> Optimizer:
     """AdamW over what the model has to train, localized.
 
     Layers of scale 0 get no gradients at all, which saves their part of the backward pass.
     """
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    decay = anchor or AnchorDecay(0.0)
     if isinstance(plan, Online):
         inner = AdamW(grouped(list(named.values())), lr=rate, fused=True)
-        return LocalizedOptimizer(inner, model, plan.policy, frozen_state=plan.frozen_state)  # type: ignore[arg-type]
+        return LocalizedOptimizer(
+            inner,
+            model,
+            plan.policy,
+            frozen_state=plan.frozen_state,  # type: ignore[arg-type]
+            anchor_decay=decay,
+        )
     layer_of = partition(named, "sublayer")
     for name, parameter in named.items():
         parameter.requires_grad_(plan[layer_of[name]] > 0)
     inner = AdamW(grouped([p for p in named.values() if p.requires_grad]), lr=rate, fused=True)
     trained = {layer: plan[layer] for layer in dict.fromkeys(layer_of.values()) if plan[layer] > 0}
-    return inner if set(trained.values()) <= {1.0} else LocalizedOptimizer(inner, model, Fixed(trained))
+    if anchor is None and set(trained.values()) <= {1.0}:
+        return inner
+    return LocalizedOptimizer(inner, model, Fixed(trained), anchor_decay=decay)

@@ -1,8 +1,9 @@
 """What is known of a start's layers: gradient norms on the sets that traces are made of, measured when first asked for.
 
 Sets: `A`, `B`: the passages of a half, the loss on the answer alone (what a user has before training; no question of
-the exam). `text`: ordinary text that the start has not read. `near`, `far`: facts to keep, never tested; `kept`:
-both. A number at the end (`kept16`) takes that many examples.
+the exam). `corpusA`, `corpusB`: the same passages, the loss on every token. `own`: what the start itself writes.
+`text`: ordinary text that the start has not read. `near`, `far`: facts to keep, never tested; `kept`: both. A number at
+the end (`kept16`) takes that many examples.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.lifelong.data.passages import SPLITS, answers_in_passages
+from benchmarks.lifelong.data.passages import SPLITS, answers_in_passages, lessons
 from benchmarks.lifelong.start import plain_text
 from localopt import trace_gains, trace_layers
 from localopt.layers import partition
@@ -28,6 +29,7 @@ from localopt.tracing.layer_trace import LayerTrace
 from localopt.tracing.measure import add_up, borrowed, example_name, example_squares, own_loss
 
 EXAMPLES = 64
+SIDES = ("gain", "damage")
 
 
 class Norms:
@@ -84,6 +86,22 @@ class Norms:
             self._keep(key, dict(zip(trace.layers, trace.relative_norms.tolist(), strict=True)))
         return self.known[key]
 
+    def damages(self, half: str, reference: str) -> LayerTrace:
+        """Gains and damages apart, as a trace holds them."""
+        key = f"gains and damages {half} {reference}"
+        if key not in self.known:
+            self.at_start()
+            trace = trace_gains(self.model, self.examples(half), self.examples(reference))
+            pairs = zip(trace.layers, trace.probe_norms.tolist(), trace.reference_norms.tolist(), strict=True)
+            self._keep(
+                key,
+                {f"{side} {layer}": value for layer, *pair in pairs for side, value in zip(SIDES, pair, strict=True)},
+            )
+        known = self.known[key]
+        layers = tuple(name.removeprefix("gain ") for name in known if name.startswith("gain "))
+        gains, damages = (torch.tensor([known[f"{side} {layer}"] for layer in layers]) for side in SIDES)
+        return LayerTrace(layers, gains, damages, {"average": "gains"})
+
     def joint_rates(self, half: str, reference: str) -> dict[str, float]:
         """The rates of layers that win most on a half's news for what they cost a set to keep, as one step.
 
@@ -134,6 +152,12 @@ class Norms:
         count = int(number or EXAMPLES)
         if kind in SPLITS:
             return encode(answers_in_passages(self.prepared, kind)[:count], self.tokenizer, self.length)
+        if kind.removeprefix("corpus") in SPLITS:
+            return lessons(self.prepared, kind.removeprefix("corpus"), self.tokenizer, self.length)[:count]
+        if kind == "own":
+            from localopt.tracing.samples import Samples, sample
+
+            return sample(self.model, Samples(count=count, length=self.length - 1))
         if kind == "text":
             return plain_text(self.tokenizer, self.prepared, self.length)[-count:]
         return encode(kept_facts(self.prepared, kind, count), self.tokenizer)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from benchmarks.lifelong.methods.norms import Norms
 from localopt.layers import locate
-from localopt.policies import AboveMean, Policy, RelativeTo
-from localopt.policies.peers import RandomLayers
+from localopt.policies import AboveMean, GainOverDamage, Policy, RandomLayers, RelativeTo
 
 Scales = dict[str, float]
 
@@ -133,15 +132,23 @@ def gain_damage_alr(reference: str) -> Rule:
     return scales
 
 
-def gain_damage_fp(reference: str) -> Rule:
-    """The layers where gain over damage is above its mean; the others are frozen."""
+def gain_damage_fp(reference: str, probe: str = "") -> Rule:
+    """The layers where gain over damage is above its mean; the others are frozen.
+
+    `probe` "corpus" takes the gain on the raw passages, the loss on every token, instead of on the answers in them.
+    """
 
     def scales(case: Case) -> Scales:
-        found = case.norms.gain_over_damage(case.half, reference)
+        found = case.norms.gain_over_damage(probe + case.half, reference)
         mean = sum(found.values()) / len(found)
         return {layer: float(value > mean) for layer, value in found.items()}
 
     return scales
+
+
+def gain_damage_online(reference: str) -> Rule:
+    """The layers where this step's gain over the damage to a set, known from a trace, is at or above its mean."""
+    return lambda case: Online(GainOverDamage(case.norms.damages("corpus" + case.half, reference)))
 
 
 def gain_damage_joint(reference: str) -> Rule:

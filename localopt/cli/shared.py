@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,3 +65,36 @@ def refuse_existing(*paths: Path | None) -> None:
             raise InputError(f"{path}: there is no folder {path.parent}: make it first.")
         if path is not None and not os.access(path.parent, os.W_OK):
             raise InputError(f"{path}: {path.parent} cannot be written to: name another folder.")
+
+
+def refuse_missing(*paths: Path | None) -> None:
+    """Raise InputError for a file that is not there, before anything heavy is imported to read it."""
+    for path in paths:
+        if path is not None and not path.exists():
+            raise InputError(f"{path}: no such file: check the path.")
+
+
+@contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """Where the run in ``out`` is stopped, by Ctrl-C or by the system's SIGTERM, say how it goes on."""
+    caught = signal.SIGINT
+
+    def stop(number: int, _: object) -> None:
+        nonlocal caught
+        caught = signal.Signals(number)
+        raise KeyboardInterrupt
+
+    inside = threading.current_thread() is threading.main_thread()  # where alone signals can be handled
+    before = signal.signal(signal.SIGTERM, stop) if inside else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            remedy = "the same command with --resume goes on from its last checkpoint"
+            begun = (out / "history.json").exists()
+            said = f"{out}: the run was stopped; {remedy}" if begun else f"{out}: stopped before the run had begun"
+            err_console.print(f"localopt: {said}.", markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(128 + caught) from None
+    finally:
+        if inside:
+            signal.signal(signal.SIGTERM, before)

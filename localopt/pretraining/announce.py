@@ -103,8 +103,8 @@ def rate_rule(settings: Settings, rate: float) -> str:
 def scores(entry: Mapping[str, Any], first: Mapping[str, Any]) -> str:
     """Say the scores after an epoch, with their change since the start.
 
-    >>> before, after = ({"epoch": e, "sets": {"news": {"nll": n, "ranked_first": None}}} for e, n in ((0, 3.0), (1, 2.5)))
-    >>> scores(before, before), scores(after, before)
+    >>> before = {"epoch": 0, "sets": {"news": {"nll": 3.0, "ranked_first": None}}}
+    >>> scores(before, before), scores({"epoch": 1, "sets": {"news": {"nll": 2.5, "ranked_first": None}}}, before)
     ('before: news 3.000', 'epoch 1: news 2.500 (-0.500)')
     """
     parts = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,90 +52,84 @@ def own_samples(model: PreTrainedModel, settings: Settings) -> Samples:
     return samples
 
 
-def scored_sets(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    sequences: Sequence[Example],
-    sets: Sequence[ScoredSet],
-    settings: Settings,
-    out: Path,
-    *,
-    halve: bool,
-    progress: bool,
-) -> list[ScoredSet]:
-    """Return what to score: the sets given, completed by the corpus and the model's own text where they are missing.
+@dataclass(frozen=True)
+class Material:
+    """What a run is given, and what it makes of that: ``sets()`` to score, and the ``trace()`` that chooses layers.
 
-    With ``halve``, every other piece of the reference given is left for choosing layers against it.
+    Attributes:
+        model: untouched by training.
+        tokenizer: that of the model.
+        sequences: the corpus.
+        given: the sets the user named; the one called "reference" is what the model should keep.
+        settings: of the run.
+        out: its folder, where what is made is kept.
+        progress: say on standard error what is done.
     """
-    found = [one for one in sets if one.name != REFERENCE] or [
-        ScoredSet(CORPUS, tuple(evenly(list(sequences), SCORED)))
-    ]
-    given = next((one for one in sets if one.name == REFERENCE), None)
-    if given is None:
-        samples = own_samples(model, settings).held_out()
-        return [*found, ScoredSet(REFERENCE, tuple(_own_text(model, tokenizer, samples, out / OWN_TEXT, progress)))]
-    return [*found, _halves(given, model, tokenizer)[1] if halve else given]
 
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    sequences: Sequence[Example]
+    given: Sequence[ScoredSet]
+    settings: Settings
+    out: Path
+    progress: bool
 
-def trace_corpus(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    sequences: Sequence[Example],
-    sets: Sequence[ScoredSet],
-    settings: Settings,
-    out: Path,
-    *,
-    progress: bool,
-) -> LayerTrace:
-    """Return the trace by gains of the corpus against the reference given or the model's own samples; made once."""
-    path = out / TRACE
-    with processes().main_process_first():  # the others read what it wrote
-        if not path.exists():
-            given = next((one for one in sets if one.name == REFERENCE), None)
-            against: Samples | list[Example] = own_samples(model, settings)
-            if given is not None:
-                against = evenly(_halves(given, model, tokenizer)[0], TRACED)
-            pieces = evenly(_whole(sequences), TRACED)
-            if progress:
-                what = "what the model writes itself" if given is None else "the reference"
-                say(f"choosing layers: what {len(pieces)} pieces of the corpus gain, over what it costs {what}")
-            made = trace_layers(model, pieces, against, score="gains", progress=progress)
-            with writing(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                made.save(path)
-    return LayerTrace.load(path)
+    def sets(self, *, halve: bool) -> list[ScoredSet]:
+        """Return the sets given, completed by the corpus and the model's own text where there is none to score.
 
+        With ``halve``, every other piece of the reference given is left for choosing layers against it.
+        """
+        corpus = ScoredSet(CORPUS, tuple(evenly(list(self.sequences), SCORED)))
+        learned = [one for one in self.given if one.name != REFERENCE] or [corpus]
+        reference = self._reference()
+        if reference is None:
+            return [*learned, ScoredSet(REFERENCE, tuple(self._own_text()))]
+        return [*learned, reference.part(self.model, self.tokenizer, 0, 2) if halve else reference]
 
-def _whole(sequences: Sequence[Example]) -> list[Example]:
-    """Leave out a last piece of less than half the length: each counts alike in a trace."""
-    longest = len(sequences[0]["input_ids"])
-    return [sequence for sequence in sequences if 2 * len(sequence["input_ids"]) >= longest]
+    def trace(self) -> LayerTrace:
+        """Return the trace by gains of the corpus against the reference given or the model's own samples; made once."""
+        path = self.out / TRACE
+        with processes().main_process_first():  # the others read what it wrote
+            if not path.exists():
+                pieces = evenly(self._whole_sequences(), TRACED)
+                against, what = self._against()
+                if self.progress:
+                    say(f"choosing layers: what {len(pieces)} pieces of the corpus gain, over what it costs {what}")
+                made = trace_layers(self.model, pieces, against, score="gains", progress=self.progress)
+                with writing(path):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    made.save(path)
+        return LayerTrace.load(path)
 
+    def _reference(self) -> ScoredSet | None:
+        return next((one for one in self.given if one.name == REFERENCE), None)
 
-def _halves(
-    given: ScoredSet, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[Example], ScoredSet]:
-    """Every other piece to choose layers against, the others to score; a single piece has to serve for both."""
-    pieces = given.examples(model, tokenizer)
-    scored = given.part(model, tokenizer, 0, 2)
-    return pieces[1::2] or pieces, scored
+    def _against(self) -> tuple[Samples | list[Example], str]:
+        reference = self._reference()
+        if reference is None:
+            return own_samples(self.model, self.settings), "text the model writes itself"
+        pieces = reference.examples(self.model, self.tokenizer)
+        # The other pieces are scored; a single one has to serve for both.
+        return evenly(pieces[1::2] or pieces, TRACED), "every other piece of the reference (the rest is scored)"
 
+    def _whole_sequences(self) -> list[Example]:
+        """Leave out a last piece of less than half the length: each counts alike in a trace."""
+        longest = len(self.sequences[0]["input_ids"])
+        return [sequence for sequence in self.sequences if 2 * len(sequence["input_ids"]) >= longest]
 
-def _own_text(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Samples, path: Path, progress: bool
-) -> list[Example]:
-    """What the untouched model wrote, kept in a file that a person can read too."""
-    with processes().main_process_first():
-        if not path.exists():
-            if progress:
-                say("no --reference: forgetting is measured on text the model writes now, before it trains")
-            written = sample(model, samples, progress=progress)
-            lines = (
-                json.dumps({"text": text, "input_ids": example["input_ids"].tolist()})
-                for text, example in zip(readable(written, tokenizer), written, strict=True)
-            )
-            write_whole(path, "".join(line + "\n" for line in lines))
-    rows = [torch.tensor(line["input_ids"]) for _, line in json_lines(path)]
-    return [{"input_ids": row, "labels": row.clone()} for row in rows]
-
-
+    def _own_text(self) -> list[Example]:
+        """What the untouched model wrote, kept in a file that a person can read too."""
+        path = self.out / OWN_TEXT
+        with processes().main_process_first():
+            if not path.exists():
+                samples = own_samples(self.model, self.settings).held_out()
+                if self.progress:
+                    say("no --reference: forgetting is measured on text the model writes now, before it trains")
+                written = sample(self.model, samples, progress=self.progress)
+                lines = (
+                    json.dumps({"text": text, "input_ids": example["input_ids"].tolist()})
+                    for text, example in zip(readable(written, self.tokenizer), written, strict=True)
+                )
+                write_whole(path, "".join(line + "\n" for line in lines))
+        rows = [torch.tensor(line["input_ids"]) for _, line in json_lines(path)]
+        return [{"input_ids": row, "labels": row.clone()} for row in rows]

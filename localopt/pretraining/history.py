@@ -70,18 +70,30 @@ class History:
 
         One point an epoch, in nats, relative to the scores before training; epochs without a finite NLL are left out.
         """
-        if not self.scores or reference not in self.scores[0]["sets"]:
+        return _paths([entry["sets"] for entry in self.scores], reference)
+
+    def way_back(self, reference: str) -> dict[str, list[tuple[float, float]]]:
+        """Return the same along the way from the end of training to what the forgetting budget left of it."""
+        if self.budget is None:
             return {}
-        nll = [{name: score["nll"] for name, score in entry["sets"].items()} for entry in self.scores]
-        return {
-            name: [
-                (now[reference] - nll[0][reference], nll[0][name] - now[name])
-                for now in nll[1:]
-                if None not in (now[reference], nll[0][reference], now[name], nll[0][name])
-            ]
-            for name in nll[0]
-            if name != reference
-        }
+        back = [entry["sets"] for entry in reversed(self.budget["path"]) if entry["share"] >= self.budget["share"]]
+        return _paths([self.budget["path"][0]["sets"], *back], reference)
+
+
+def _paths(sets: list[dict[str, dict[str, Any]]], reference: str) -> dict[str, list[tuple[float, float]]]:
+    """(Rise of the reference, fall of its own) of every other set, relative to the first scores."""
+    if not sets or reference not in sets[0]:
+        return {}
+    nll = [{name: score["nll"] for name, score in scores.items()} for scores in sets]
+    return {
+        name: [
+            (now[reference] - nll[0][reference], nll[0][name] - now[name])
+            for now in nll[1:]
+            if None not in (now[reference], nll[0][reference], now[name], nll[0][name])
+        ]
+        for name in nll[0]
+        if name != reference
+    }
 
 
 def refuse_taken(out: Path, resume: bool) -> None:

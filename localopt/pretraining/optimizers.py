@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
@@ -36,6 +35,7 @@ def rate_by_rule(weights: Iterable[Tensor]) -> float:
     Raises:
         InputError: there is no matrix, or all are zero or not finite.
 
+    >>> import torch
     >>> rate_by_rule([torch.full((8, 4), 0.2), torch.ones(4)])
     0.0025
     """

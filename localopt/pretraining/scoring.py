@@ -69,8 +69,9 @@ class ScoredSet:
 
     def part(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, first: int, every: int) -> ScoredSet:
         """The same set with only every so many of its probes or pieces, from the first one named on."""
-        content = tuple(self.probes[first::every]) or tuple(self.examples(model, tokenizer)[first::every])
-        return ScoredSet(self.name, content)
+        if self.probes:
+            return ScoredSet(self.name, tuple(self.probes[first::every]))
+        return ScoredSet(self.name, tuple(self.examples(model, tokenizer)[first::every]))
 
     def score(
         self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 8, progress: bool = False

@@ -6,18 +6,19 @@ makes a run that was killed go on where it was, and ends it where the forgetting
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from localopt.layers import partition
 from localopt.optimizer import LocalizedOptimizer
 from localopt.pretraining import announce
-from localopt.pretraining.auto import own_samples, scored_sets, trace_corpus
+from localopt.pretraining.auto import Material, own_samples
 from localopt.pretraining.budget import keep_within
 from localopt.pretraining.history import History, fingerprint, refuse_taken
 from localopt.pretraining.models import save_model
@@ -48,8 +49,8 @@ def train(
 
     Writes ``OUT/history.json`` (what was asked, and the scores), ``OUT/checkpoints`` (the last two) and, at the end,
     ``OUT/model``. "auto" without a trace also writes ``OUT/trace.safetensors`` and, without a reference,
-    ``OUT/own-text.jsonl``. With a forgetting budget that the end does not keep to, ``OUT/model`` is the model on the way
-    that does, and ``OUT/model-end`` that of the end of training.
+    ``OUT/own-text.jsonl``. With a forgetting budget that the end does not keep to, ``OUT/model`` is the model on the
+    way that does, and ``OUT/model-end`` that of the end of training.
 
     Under torchrun every process calls this. They share each step's sequences, by DistributedDataParallel; the last step
     of an epoch is filled up with sequences from its beginning. Each scores the whole sets, so that none waits for
@@ -70,8 +71,8 @@ def train(
 
     Raises:
         InputError: ``out`` is not empty, or with ``resume`` is of another run or a finished one; the trace is missing;
-            sequences longer than the model can read; a reference is needed and the model cannot write one; a step's sequences cannot be shared out evenly; a checkpoint or
-            the model cannot be written.
+            sequences longer than the model can read; a reference is needed and the model cannot write one; a step's
+            sequences cannot be shared out evenly; a checkpoint or the model cannot be written.
         ValueError: the trace is of other layers.
     """
     from localopt.pretraining.trainer import fit, last_checkpoint  # transformers' Trainer takes seconds to import
@@ -93,7 +94,11 @@ def train(
         say(announce.plan(settings, len(sequences), sum(len(sequence["input_ids"]) for sequence in sequences)))
     # By now everything that can be wrong with the input was looked at.
     if settings.needs_reference:
-        trace, sets = _completed(model, tokenizer, sequences, sets, trace, settings, history, out, progress)
+        if here.is_main_process and not (out / "history.json").exists():
+            history.save(out / "history.json")  # so that a run that is killed from here on is known as one
+        material = Material(model, tokenizer, sequences, sets, settings, out, progress)
+        chooses = settings.method == "auto" and trace is None
+        sets, trace = material.sets(halve=chooses), material.trace() if chooses else trace
     torch.manual_seed(settings.seed)
     optimizer = make_optimizer(model, settings, trace)
     _describe(history, model, optimizer, trace)
@@ -141,28 +146,7 @@ def train(
     return history
 
 
-def _completed(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    sequences: Sequence[Mapping[str, torch.Tensor]],
-    sets: Sequence[ScoredSet],
-    trace: LayerTrace | None,
-    settings: Settings,
-    history: History,
-    out: Path,
-    progress: bool,
-) -> tuple[LayerTrace | None, list[ScoredSet]]:
-    """Return the trace and the sets of a run that makes itself what the user did not give."""
-    here = processes()
-    if here.is_main_process and not (out / "history.json").exists():
-        history.save(out / "history.json")  # so that a run that is killed from now on is known as one
-    chooses = settings.method == "auto" and trace is None
-    material = dict(model=model, tokenizer=tokenizer, sequences=sequences, sets=sets, settings=settings, out=out)
-    completed = scored_sets(**material, halve=chooses, progress=progress)
-    return trace_corpus(**material, progress=progress) if chooses else trace, completed
-
-
-def _describe(history: History, model: PreTrainedModel, optimizer: torch.optim.Optimizer, trace: LayerTrace | None) -> None:
+def _describe(history: History, model: PreTrainedModel, optimizer: Optimizer, trace: LayerTrace | None) -> None:
     """Write down what will train, and how fast."""
     parameters = dict(model.named_parameters())
     layer_of = partition(parameters, "sublayer" if trace is None else trace.partition())

@@ -37,6 +37,7 @@ def trace(
     from localopt.pretraining.probes import encode, read_probes, read_reference
     from localopt.pretraining.processes import processes
     from localopt.pretraining.settings import refuse_longer
+    from localopt.pretraining.vocabulary import refuse_beyond
     from localopt.tracing.gains import trace_gains
     from localopt.tracing.trace import trace_layers
 
@@ -56,6 +57,7 @@ def trace(
     refuse_longer(seq_len, network)
     examples = encode(probes, tokenizer, seq_len)
     references = evenly(read_reference(reference, tokenizer, seq_len), limit)
+    refuse_beyond([*examples, *references], network)
     measure: Any = trace_gains if by == "gains" else partial(trace_layers, distributed=several)
     result = measure(
         placed(network),

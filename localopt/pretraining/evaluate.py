@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from localopt.errors import InputError
 from localopt.pretraining.probes import IGNORED, Example, Probe, completion, encode, encode_text
+from localopt.pretraining.vocabulary import refuse_beyond
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -176,6 +177,7 @@ def span_losses(
         raise InputError(f"batch_size is {batch_size}: it must be at least 1.")
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise InputError(f"{type(model).__name__} is an encoder-decoder: only causal language models can be evaluated.")
+    refuse_beyond(examples, model)
     nll = torch.zeros(len(examples), dtype=torch.float64)
     tokens = torch.zeros(len(examples), dtype=torch.int64)
     exact = torch.ones(len(examples), dtype=torch.bool)

@@ -1,12 +1,13 @@
 """A model's name -> a plain causal language model and its tokenizer, and back to a folder.
 
 Weights are read from safetensors or GGUF files alone; pickled ones (`pytorch_model.bin`) run code when opened and are
-refused.
+refused. Code that comes with a model is never run (`modelfiles.py`).
 """
 
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,13 +18,22 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.hub import cached_file
 
 from localopt.errors import InputError
+from localopt.pretraining.modelfiles import (
+    OWN_CODE,
+    PICKLED,
+    SMALL_FILES,
+    check_beside,
+    check_folder,
+    check_small_files,
+)
+from localopt.pretraining.processes import say
+from localopt.pretraining.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-PICKLED = "its weights are pickled, and opening them would run code: save it again with model.save_pretrained(folder)"
 
 
 def load_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -34,23 +44,29 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTraine
 
     Raises:
         InputError: no such file, folder or model; no network and not in the cache; only pickled weights; weights
-            missing or damaged; not a causal language model; a GGUF file without the `gguf` package.
+            missing or damaged; not a causal language model; a GGUF file without the `gguf` package; code of its own;
+            a configuration, weights and a tokenizer that do not belong together; an adapter.
     """
     path = Path(name)
     if path.is_dir():
-        _check_folder(path)
+        check_folder(path)
         model, tokenizer = _load(name, dtype=dtype)
     elif path.suffix == ".gguf":
         if not path.is_file():
             raise InputError(f"{name}: no such GGUF file: check the path.")
         if find_spec("gguf") is None:
             raise InputError(f"{name}: reading GGUF files needs the gguf package: pip install gguf.")
+        check_beside(path)
         model, tokenizer = _load(str(path.parent), dtype=dtype, gguf_file=path.name)
         model = _without_quantization(model)
     elif path.exists():
         raise InputError(f"{name}: is neither a model folder nor a .gguf file: name the folder that has config.json.")
     else:
-        model, tokenizer = _load(name, dtype=dtype, local_files_only=not _on_hub(name))
+        offline = not _on_hub(name)
+        found = {file: _cached(name, file, offline) for file in SMALL_FILES}
+        check_small_files(name, {file: path for file, path in found.items() if path is not None})
+        model, tokenizer = _load(name, dtype=dtype, local_files_only=offline)
+    check_vocabulary(name, model, tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.train(False), tokenizer
@@ -85,11 +101,15 @@ def _load(source: str, **options: Any) -> tuple[PreTrainedModel, PreTrainedToken
     weights: dict[str, Any] = {} if "gguf_file" in options else {"use_safetensors": True}
     shown = f"{source}/{options['gguf_file']}" if "gguf_file" in options else source
     try:
+        # Unset, transformers asks on standard input whether to run code that comes with the model.
         model, report = cast(Any, AutoModelForCausalLM).from_pretrained(
-            source, output_loading_info=True, **weights, **options
+            source, output_loading_info=True, trust_remote_code=False, **weights, **options
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, **{k: v for k, v in options.items() if k != "dtype"})
+        tokenizer_options = {k: v for k, v in options.items() if k != "dtype"}
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **tokenizer_options)
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(f"{shown}: {OWN_CODE}") from error
         raise InputError(f"{shown}: cannot be loaded as a causal language model: {error}") from error
     if report["missing_keys"]:
         some = ", ".join(sorted(report["missing_keys"])[:3])
@@ -97,27 +117,32 @@ def _load(source: str, **options: Any) -> tuple[PreTrainedModel, PreTrainedToken
             f"{shown}: {len(report['missing_keys'])} weights are missing ({some}, ...): the files are not those of a "
             f"{type(model).__name__}, or incomplete."
         )
+    _check_unused(shown, model, sorted(report["unexpected_keys"]))
     return model, tokenizer
+
+
+def _check_unused(shown: str, model: PreTrainedModel, unused: list[str]) -> None:
+    """Refuse weights of blocks that the model lacks: training would go on with a shortened model, and save that."""
+    blocks = [name for name in unused if re.search(r"\.\d+\.", name)]
+    if blocks:
+        raise InputError(
+            f"{shown}: {len(blocks)} weights ({blocks[0]}, ...) have no place in the {type(model).__name__} that "
+            "config.json describes, and would be lost: the configuration is that of a smaller model."
+        )
+    if unused:
+        say(f"{shown}: not used, and not saved again: {', '.join(unused[:3])}{', ...' if len(unused) > 3 else ''}")
 
 
 def _without_quantization(model: PreTrainedModel) -> PreTrainedModel:
     """The same weights in a model that does not know it came from a quantized file, so that it can be saved."""
     config = copy.deepcopy(model.config)
     del config.quantization_config
-    plain: PreTrainedModel = cast(Any, AutoModelForCausalLM).from_config(config, dtype=model.dtype)
+    plain: PreTrainedModel = cast(Any, AutoModelForCausalLM).from_config(
+        config, dtype=model.dtype, trust_remote_code=False
+    )
     plain.load_state_dict(model.state_dict())
     plain.generation_config = model.generation_config
     return plain
-
-
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: has no config.json, so it is not a model saved by transformers: check the path.")
-    if any(folder.glob("*.safetensors")):
-        return
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
-        raise InputError(f"{folder}: {PICKLED}.")
-    raise InputError(f"{folder}: has no *.safetensors file: the weights are missing.")
 
 
 def _on_hub(name: str) -> bool:
@@ -149,3 +174,12 @@ def _on_hub(name: str) -> bool:
 
 def _is_cached(name: str) -> bool:
     return isinstance(try_to_load_from_cache(name, "config.json"), str)
+
+
+def _cached(name: str, file: str, offline: bool) -> Path | None:
+    """Where a small file of a hub id is, or None where the hub id has none."""
+    try:
+        found = cached_file(name, file, local_files_only=offline, _raise_exceptions_for_missing_entries=False)
+    except Exception as error:
+        raise InputError(f"{name}: {file} cannot be fetched: {error}") from error
+    return None if found is None else Path(found)

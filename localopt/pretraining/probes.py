@@ -140,7 +140,13 @@ def encode_text(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length
     if length < 2:
         raise InputError(f"length is {length}: a chunk needs at least 2 tokens, one to read and one to predict.")
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    documents = tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
+    documents = _tokenized(tokenizer, list(texts), "the text")["input_ids"] if texts else []
+    special = set(tokenizer.all_special_ids)
+    if any(map(str.strip, texts)) and all(token in special for ids in documents for token in ids):
+        raise InputError(
+            f"{type(tokenizer).__name__} makes no token of the text but special ones, so there is nothing to learn: "
+            "check that the tokenizer is the model's own, and for this language."
+        )
     stream = torch.tensor([token for ids in documents for token in [*ids, *end]], dtype=torch.int64)
     chunks = [chunk for chunk in torch.split(stream, length) if len(chunk) > 1]
     if not chunks:
@@ -148,11 +154,18 @@ def encode_text(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length
     return [{"input_ids": chunk.clone(), "labels": chunk.clone()} for chunk in chunks]
 
 
+def _tokenized(tokenizer: PreTrainedTokenizerBase, text: str | list[str], source: str, **options: Any) -> Any:
+    try:
+        return tokenizer(text, verbose=False, **options)
+    except Exception as error:  # the class that the tokenizers package raises for what a tokenizer cannot read
+        raise InputError(f"{source}: {type(tokenizer).__name__} cannot read this text: {error}.") from error
+
+
 def _encode_one(probe: Probe, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Example:
-    encoded = tokenizer(probe.text, return_offsets_mapping=True, verbose=False)
+    encoded = _tokenized(tokenizer, probe.text, probe.source, return_offsets_mapping=True)
     ids, offsets = torch.tensor(encoded["input_ids"]), encoded["offset_mapping"]
     labeled = torch.tensor([any(a < end and start < b for start, end in probe.span) for a, b in offsets])
-    labeled[0] = False
+    labeled[:1] = False
     where = labeled.nonzero().flatten()
     if not len(where):
         raise InputError(

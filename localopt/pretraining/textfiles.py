@@ -19,6 +19,9 @@ T = TypeVar("T")
 def read_text(path: str | Path) -> str:
     """The text of a file: UTF-8 (a byte order mark is dropped), not empty, line ends as newlines."""
     try:
+        # A pipe would be read once and then be empty, or never end, as a device does not.
+        if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
+            raise InputError(f"{path}: is a pipe or a device, not a file: save what it gives in a file first.")
         data = Path(path).read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file: check the path.") from None

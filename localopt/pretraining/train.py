@@ -27,6 +27,7 @@ from localopt.pretraining.probes import Probe, encode_text
 from localopt.pretraining.processes import processes, say
 from localopt.pretraining.scoring import REFERENCE, ScoredSet, as_numbers, score_sets
 from localopt.pretraining.settings import Settings, refuse_longer, refuse_trace, refuse_uneven
+from localopt.pretraining.vocabulary import refuse_beyond
 from localopt.tracing.layer_trace import LayerTrace
 
 if TYPE_CHECKING:
@@ -86,8 +87,9 @@ def train(
     history = _history(out, settings, _fingerprints(model, corpus, trace, sets), resume)
     here.wait_for_everyone()  # none may find what another writes below
     sequences = encode_text(corpus, tokenizer, settings.seq_len)
+    refuse_beyond(sequences, model)
     for one in sets:
-        one.examples(model, tokenizer)
+        refuse_beyond(one.examples(model, tokenizer), model)
     if settings.needs_reference and not any(one.name == REFERENCE for one in sets):
         own_samples(model, settings)
     if progress:

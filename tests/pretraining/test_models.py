@@ -111,7 +111,7 @@ def test_damaged_or_foreign_weights_are_refused(tmp_path: Path) -> None:
     save_model(tiny_model(TOKENIZER), TOKENIZER, folder)
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
-    with pytest.raises(InputError, match="damaged: cannot be loaded"):
+    with pytest.raises(InputError, match=r"damaged/model\.safetensors: cannot be loaded"):
         load_model(str(folder))
     bert = BertModel(BertConfig(vocab_size=300, hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
     bert.save_pretrained(tmp_path / "bert")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -277,4 +278,13 @@ def test_the_real_files_are_never_unpickled(tmp_path: Path) -> None:
     path = tmp_path / "probes.jsonl"
     path.write_bytes(b"\x80\x04\x95cos\nsystem\n")
     with pytest.raises(InputError, match="not UTF-8"):
+        read_probes(path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_may_never_end_is_refused_unread(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "pipe" if kind == "pipe" else Path("/dev/zero")
+    if kind == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(InputError, match="is a pipe or a device, not a file"):
         read_probes(path)

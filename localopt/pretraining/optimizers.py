@@ -19,7 +19,7 @@ from localopt.tracing.layer_trace import LayerTrace
 
 WEIGHT_DECAY = 0.01
 RATE_TO_WEIGHTS = 0.0124
-"""Peak rate of "auto" over the root mean square of the matrices it trains.
+"""Peak rate of "auto" over the root mean square of the matrices that it trains.
 
 Adam moves every weight by about the rate at a step, so this is the share of a typical weight that one step changes. It
 is 2.4e-3, at which SmolLM2-135M took in most for the same forgetting on the layers chosen there (the MLPs of blocks 1,
@@ -30,20 +30,21 @@ is 2.4e-3, at which SmolLM2-135M took in most for the same forgetting on the lay
 def rate_by_rule(weights: Iterable[Tensor]) -> float:
     """Return the peak rate for training these weights: ``RATE_TO_WEIGHTS`` of the root mean square of the matrices.
 
-    Two digits are kept, so that it is the number that is shown.
+    Where there is no matrix among them, that of all. Two digits are kept, so that it is the number that is shown.
 
     Raises:
-        InputError: there is no matrix, or all are zero or not finite.
+        InputError: all are zero, or some not finite.
 
     >>> import torch
     >>> rate_by_rule([torch.full((8, 4), 0.2), torch.ones(4)])
     0.0025
     """
-    matrices = [weight.detach() for weight in weights if weight.dim() > 1]
-    total = sum(matrix.double().square().sum().item() for matrix in matrices)
-    root = (total / max(1, sum(matrix.numel() for matrix in matrices))) ** 0.5
+    every = [weight.detach() for weight in weights]
+    sized = [weight for weight in every if weight.dim() > 1] or every
+    total = sum(weight.double().square().sum().item() for weight in sized)
+    root = (total / max(1, sum(weight.numel() for weight in sized))) ** 0.5
     if not 0 < root < float("inf"):
-        raise InputError(f"the matrices to train have a root mean square of {root}, which gives no rate: set --lr.")
+        raise InputError(f"the weights to train have a root mean square of {root:g}, which gives no rate: set --lr.")
     return float(f"{RATE_TO_WEIGHTS * root:.2g}")
 
 

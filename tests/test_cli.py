@@ -77,7 +77,7 @@ def message(captured: pytest.CaptureFixture[str]) -> str:
 
 def test_localopt_alone_shows_its_commands() -> None:
     result = run()
-    assert re.findall(r"^│ (\w+) ", result.stdout + result.stderr, re.MULTILINE) == ["demo", "trace", "train", "eval"]
+    assert re.findall(r"^│ (\w+) ", result.stdout + result.stderr, re.MULTILINE) == ["demo", "trace", "train", "compare", "eval"]
 
 
 def test_eval_prints_json_and_nothing_else(inputs: Path) -> None:
@@ -353,7 +353,7 @@ def test_numbers_out_of_range_are_refused(
         (["--method", "freeze"], 'method "freeze" needs a trace'),
         (["--method", "rescale"], 'method "rescale" needs a trace'),
         (["--method", "full", "--trace", "TRACE"], 'method "full" trains every layer and has no use for a trace'),
-        (["--method", "lora"], "the method must be one of full, freeze, rescale, online, not 'lora'"),
+        (["--method", "lora"], "the method must be one of auto, full, freeze, rescale, online, not 'lora'"),
         (["--lr", "0"], "the learning rate must be a number above 0, not 0.0"),
         (["--lr", "nan"], "the learning rate must be a number above 0, not nan"),
         (["--method", "freeze", "--trace", "missing.safetensors"], "missing.safetensors cannot be read"),

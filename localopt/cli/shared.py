@@ -34,6 +34,17 @@ Reference = Annotated[
 ]
 
 
+def loaded(name: str) -> tuple[Any, Any]:
+    """Load a model and its tokenizer, without the bars and hints of transformers."""
+    from transformers.utils import logging
+
+    from localopt.pretraining.models import load_model
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one for every file, among ours
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # hints for those who call it themselves
+    return load_model(name)
+
+
 def placed(network: Any) -> Any:
     """Put a model on this process's accelerator, if there is one."""
     from localopt.pretraining.processes import processes

@@ -12,6 +12,7 @@ from localopt.cli.shared import (
     Probes,
     check_trace,
     err_console,
+    loaded,
     out_console,
     placed,
     refuse_missing,
@@ -99,7 +100,6 @@ def train(
     refuse_missing(*corpus, reference)
 
     from localopt.pretraining.auto import TRACE
-    from localopt.pretraining.models import load_model
     from localopt.pretraining.probes import read_corpus
     from localopt.pretraining.processes import processes
     from localopt.pretraining.results import save_pictures, tables
@@ -109,15 +109,15 @@ def train(
 
     texts = [text for path in corpus for text in read_corpus(path)]
     sets = read_sets(probe or [], reference, limit=SCORED)
-    loaded = None if trace is None else LayerTrace.load(trace)
-    network, tokenizer = load_model(model)
-    if loaded is not None:
-        check_trace(loaded, trace, network)
-        if loaded.holds_gains and method == "online":
+    known = None if trace is None else LayerTrace.load(trace)
+    network, tokenizer = loaded(model)
+    if known is not None:
+        check_trace(known, trace, network)
+        if known.holds_gains and method == "online":
             raise InputError(f"{trace}: holds gains, not norms, so online cannot use it: choose freeze or rescale.")
     with resumable(out):
         history = run(
-            placed(network), tokenizer, texts, out, settings, trace=loaded, sets=sets, resume=resume, progress=True
+            placed(network), tokenizer, texts, out, settings, trace=known, sets=sets, resume=resume, progress=True
         )
     if not processes().is_main_process:
         return

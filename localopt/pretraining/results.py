@@ -84,7 +84,7 @@ def save_picture(history: History, path: Path) -> Path | None:
     paths = {name: points for name, points in history.uptake_and_forgetting(REFERENCE).items() if points}
     if not paths:
         return None
-    runs = [Run(name, *points[-1], path=points[:-1]) for name, points in paths.items()]
+    runs = [Run(name, *points[-1], path=[(0.0, 0.0), *points[:-1]]) for name, points in paths.items()]
     if history.budget is not None:
         for name, points in history.way_back(REFERENCE).items():
             if points:

@@ -25,10 +25,11 @@ from localopt.policies import AboveMean, Fixed
 from localopt.policies.compose import RelativeTo
 from localopt.pretraining import trainer
 from localopt.pretraining.history import History
+from localopt.pretraining.optimizers import make_optimizer
 from localopt.pretraining.probes import read_corpus
 from localopt.pretraining.scoring import read_sets
 from localopt.pretraining.settings import METHODS, Settings
-from localopt.pretraining.train import make_optimizer, train
+from localopt.pretraining.train import train
 from localopt.pretraining.trainer import last_checkpoint
 from localopt.tracing.layer_trace import LayerTrace
 from tests.tiny_files import contents, full_disk, write_inputs
@@ -231,7 +232,7 @@ def test_a_run_that_diverges_leaves_a_history_that_any_json_reader_reads(inputs:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"method": "lora"}, "one of full, freeze, rescale, online, not 'lora'"),
+        ({"method": "lora"}, "one of auto, full, freeze, rescale, online, not 'lora'"),
         ({"lr": 0.0}, "above 0, not 0.0"),
         ({"lr": -1e-4}, "above 0, not -0.0001"),
         ({"lr": float("nan")}, "above 0, not nan"),

@@ -6,7 +6,7 @@ python examples/pulled.py
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from localopt import trace_gains
+from localopt import trace_layers
 
 torch.manual_seed(0)
 config = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4)
@@ -21,7 +21,8 @@ def examples(count: int, answer: int) -> list[dict[str, torch.Tensor]]:
 
 
 news, text = examples(16, answer=3), examples(16, answer=16)
-trained = trace_gains(model, news, text).freeze(model)  # its backward pass is shorter, its memory smaller
+trace = trace_layers(model, news, text, score="gains")
+trained = trace.freeze(model)  # its backward pass is shorter, its memory smaller
 
 weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
 start = [weight.detach().clone() for weight in weights]

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from localopt.signals import LayerSignals
     from localopt.steps.anchor import AnchorDecay
     from localopt.steps.report import Report
-    from localopt.tracing.gains import trace_gains
     from localopt.tracing.layer_trace import LayerTrace
+    from localopt.tracing.samples import Samples
     from localopt.tracing.trace import trace_layers
 
 __version__ = "0.1.0"
@@ -62,13 +62,13 @@ __all__ = [
     "RelativeChange",
     "RelativeTo",
     "Report",
+    "Samples",
     "Smoothed",
     "TopK",
     "WithinBudget",
     "interpolate",
     "partition",
     "share_within",
-    "trace_gains",
     "trace_layers",
 ]
 
@@ -103,8 +103,8 @@ _HOMES = {
     "localopt.steps.anchor": ("AnchorDecay",),
     "localopt.steps.report": ("Report",),
     "localopt.pretraining.interpolation": ("WithinBudget", "interpolate", "share_within"),
-    "localopt.tracing.gains": ("trace_gains",),
     "localopt.tracing.layer_trace": ("LayerTrace",),
+    "localopt.tracing.samples": ("Samples",),
     "localopt.tracing.trace": ("trace_layers",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -50,21 +50,26 @@ def partition(names: Iterable[str], layers: Layers = "sublayer") -> dict[str, st
     """The layer of every parameter, in the order given.
 
     Args:
-        names: parameter names as `model.named_parameters()` gives them; wrapper prefixes are seen through. Pass all
+        names: parameter names as ``model.named_parameters()`` gives them; wrapper prefixes are seen through. Pass all
             names of a model, frozen ones too: what else a block holds tells where its norms belong.
-        layers: `"sublayer"` (attention and MLP of each block apart), `"block"` (whole blocks), `"parameter"` (every
-            parameter its own layer), or a function from the canonical parameter name to a layer name.
+        layers: ``"sublayer"`` (attention and MLP of each block apart), ``"block"`` (whole blocks), ``"parameter"``
+            (every parameter its own layer), or a function from the canonical parameter name to a layer name.
+
+    Returns:
+        Parameter name -> layer name.
 
     Raises:
-        ValueError: a name comes twice, `layers` is unknown, or the function returns something other than a layer name.
+        ValueError: a name comes twice, ``layers`` is unknown, or the function returns something other than a layer
+            name.
         TypeError: the names are not strings.
 
-    >>> names = ["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight",
-    ...          "model.layers.0.mlp.up_proj.weight", "model.layers.0.input_layernorm.weight", "lm_head.weight"]
-    >>> list(partition(names).values())  # doctest: +NORMALIZE_WHITESPACE
-    ['model.embed_tokens', 'model.layers.0.attention', 'model.layers.0.mlp', 'model.layers.0.attention', 'lm_head']
-    >>> partition(names, "block")["model.layers.0.mlp.up_proj.weight"]
-    'model.layers.0'
+    Examples:
+        >>> names = ["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight",
+        ...          "model.layers.0.mlp.up_proj.weight", "model.layers.0.input_layernorm.weight", "lm_head.weight"]
+        >>> list(partition(names).values())  # doctest: +NORMALIZE_WHITESPACE
+        ['model.embed_tokens', 'model.layers.0.attention', 'model.layers.0.mlp', 'model.layers.0.attention', 'lm_head']
+        >>> partition(names, "block")["model.layers.0.mlp.up_proj.weight"]
+        'model.layers.0'
     """
     clean = {name: canonical(name) for name in _checked(names)}
     if callable(layers):

@@ -45,7 +45,7 @@ from localopt.steps.checks import (
 from localopt.steps.layout import Layout, unpack
 from localopt.steps.measured import Measured
 from localopt.steps.report import Report, summary
-from localopt.steps.sharding import Sharding, sharding
+from localopt.steps.sharding import KnownSharding, Sharding
 from localopt.steps.update import Update
 from localopt.steps.wrapper import OptimizerWrapper
 
@@ -55,8 +55,8 @@ logger = logging.getLogger(__name__)
 class LocalizedOptimizer(OptimizerWrapper):
     r"""Wrap a torch optimizer so that each step updates only, or mostly, the layers with large gradient norms.
 
-    Gradient localization (Fernandez, Bisk and Strubell 2024, arXiv 2411.04448): with N_l the gradient norm of layer l
-    and s = policy(N), layer l is stepped with learning rate s_l * lr, and not at all where s_l = 0.
+    With N_l the gradient norm of layer l and s = policy(N), layer l is stepped with learning rate s_l * lr, and not at
+    all where s_l = 0.
 
     Args:
         optimizer: any torch optimizer; it keeps its parameters, groups and state, and this object shows them as its
@@ -88,7 +88,7 @@ class LocalizedOptimizer(OptimizerWrapper):
     Raises:
         ValueError, TypeError: at construction, for anything that cannot work, with what to use instead.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
         >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         >>> optimizer = LocalizedOptimizer(optimizer, model)
@@ -96,6 +96,10 @@ class LocalizedOptimizer(OptimizerWrapper):
         >>> optimizer.step()
         >>> optimizer.report().names
         ('0', '2')
+
+    References:
+        Gradient localization: Fernandez, Bisk and Strubell 2024 (arXiv 2411.04448). The anchor decay by a number is
+        L2-SP (Li, Grandvalet and Davoine 2018, arXiv 1802.01483), decoupled from the gradient.
     """
 
     def __init__(
@@ -125,20 +129,25 @@ class LocalizedOptimizer(OptimizerWrapper):
         self._shares: Tensor | None = None
         self._said: set[str] = set()
         self._requires_grad: list[bool] | None = None
+        self._sharding = KnownSharding()
         saved, starts = checkpoint.taken_from(optimizer)  # of a checkpoint loaded before this
         self._layout = Layout.of(self.param_groups, model, layers)
-        self._policy = BoundPolicy(policy, self._layout.names, self._layout.weights(self.param_groups), self._device())
+        # First on the host, where its state is kept in numbers too; no layout has to wait for the device.
+        host = torch.device("cpu")
+        self._policy = BoundPolicy(policy, self._layout.names, self._layout.weights(self.param_groups), host)
         wanted = bool(anchor_decay.strength) or {"drift", "pullback"} & set(self._policy.needs)
         self._anchor = Anchor(anchor_decay) if wanted else None
         if self._anchor is not None:
             self._anchor.add(self.param_groups, self._layout.parameters)
-        self._measured = Measured(self._layout, self._needs(), self._device(), broadcast_norms)
+        self._measured = Measured(self._layout, self.param_groups, self._needs(), self._device(), broadcast_norms)
         self._skipped = torch.zeros((), dtype=torch.int64, device=self._device())
         if saved is not None or starts:
             checkpoint.check(self._policy, self._anchor, saved, starts, self.param_groups)
             checkpoint.restore(self._policy, self._anchor, saved, starts)
         self._store_policy_state()
         self._drop_frozen_state()
+        self._policy.bind(self._layout.names, self._device())
+        self._sharding.of([parameter for group in self.param_groups for parameter in group["params"]])
 
     @property
     def policy(self) -> Policy:
@@ -187,7 +196,7 @@ class LocalizedOptimizer(OptimizerWrapper):
                 refuse_nonfinite(self._layout.names, signals["norm"].tolist())
             scales = self._policy.choose(LayerSignals(signals), finite)
             clip = None if self.max_grad_norm is None else clip_factor(signals["norm"], scales, self.max_grad_norm)
-            self._skipped += ~finite
+            self._skipped += finite.logical_not()
             numbers, shares = update(signals, scales, finite, clip, self._measured.segments, shards)
             self._scales, self._signals, self._shares = scales, signals, shares
         self._tell(numbers)
@@ -199,7 +208,7 @@ class LocalizedOptimizer(OptimizerWrapper):
     def _check(self, parameters: Sequence[Tensor]) -> Sharding | None:
         """Refuse, before anything is changed, what would train the wrong thing; say how the parameters are sharded."""
         self._layout.check(self.param_groups)
-        shards = sharding(parameters)
+        shards = self._sharding.of(parameters)
         if shards is None and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             now = [parameter.requires_grad for parameter in parameters]
             refuse_toggled(self._requires_grad, now, [name for group in self._layout.parameters for name in group])
@@ -285,6 +294,7 @@ class LocalizedOptimizer(OptimizerWrapper):
             self.param_groups.pop()
             self._layout = before
             self._bind()
+            self._policy.read_constant()
             raise
         self._store_policy_state()
 
@@ -305,7 +315,9 @@ class LocalizedOptimizer(OptimizerWrapper):
     def _bind(self) -> None:
         """Tell the policy its layers, and put what lives on the device where the parameters are (they may move)."""
         home = self._device()
-        self._measured = Measured(self._layout, self._needs(), home, self._measured.broadcast, self._measured.loss)
+        self._measured = Measured(
+            self._layout, self.param_groups, self._needs(), home, self._measured.broadcast, self._measured.loss
+        )
         self._skipped = self._skipped.to(home)
         self._policy.bind(self._layout.names, home)
 

@@ -41,7 +41,7 @@ class LayerSignals:
     Attributes:
         values: the signals by name.
 
-    Example:
+    Examples:
         >>> signals = LayerSignals({"norm": torch.tensor([3.0, 4.0]), "weight": torch.tensor([1.0, 2.0])})
         >>> signals.norm / signals.weight
         tensor([3., 2.])
@@ -78,11 +78,11 @@ def layer_norms(gradients: Sequence[Tensor | None], layout: Tensor, sharding: Sh
     Returns:
         A float32 tensor of shape (L,), on the device of ``layout``.
 
-    Example:
+    Examples:
         >>> layer_norms([torch.tensor([3.0]), None, torch.tensor([4.0])], torch.tensor([[0, 2], [1, 3]]))
         tensor([5., 0.])
     """
-    return _by_layer(squares(gradients, layout.device)[None], layout, sharding)[0].sqrt().float()
+    return _by_layer(squares(gradients, layout.device).unsqueeze(0), layout, sharding).squeeze(0).sqrt().float()
 
 
 def layer_signals(
@@ -98,7 +98,7 @@ def layer_signals(
     Returns:
         By name, float32 tensors of shape (L,) on the device of ``layout``.
 
-    Example:
+    Examples:
         >>> sources = {"gradient": [torch.tensor([3.0]), torch.tensor([4.0])], "weight": [torch.ones(1), torch.ones(1)]}
         >>> layer_signals(["norm", "weight"], sources, torch.tensor([[0, 1]]))["weight"]
         tensor([1.4142])
@@ -115,8 +115,8 @@ def layer_signals(
 def _by_layer(found: Tensor, layout: Tensor, sharding: Sharding | None) -> Tensor:
     """Add up the sums (S, T + 1) of all parameters over those of each layer, and over processes: (S, L)."""
     if sharding is not None:
-        found = found * torch.tensor([*sharding.shares, 0.0], dtype=found.dtype).to(found.device)
-    layers = found[:, layout].sum(dim=2)
+        found = found * sharding.weights(found.device, found.dtype)
+    layers = found.index_select(1, layout.flatten()).view(len(found), *layout.shape).sum(dim=2)
     return layers if sharding is None else sharding.sum(layers)
 
 
@@ -130,7 +130,7 @@ def clip_factor(norms: Tensor, scales: Tensor, max_norm: float) -> Tensor:
     Returns:
         A 0-d float32 tensor, at most 1.
 
-    Example:
+    Examples:
         >>> clip_factor(torch.tensor([3.0, 4.0, 100.0]), torch.tensor([1.0, 1.0, 0.0]), 2.5)
         tensor(0.5000)
     """

@@ -59,7 +59,7 @@ def squared_norm(gradient: Tensor) -> Tensor:
     if flat.device.type == "cpu":
         return torch.tensor(_square_on_cpu(flat, _buffer()), dtype=torch.float64)
     norm: Tensor = torch.linalg.vector_norm(flat, dtype=_accumulator(flat.dtype))
-    return norm.to(_sum_dtype(flat.device)).square()
+    return norm.to(sum_dtype(flat.device)).square()
 
 
 def squares(gradients: Sequence[Tensor | None], home: torch.device) -> Tensor:
@@ -68,7 +68,7 @@ def squares(gradients: Sequence[Tensor | None], home: torch.device) -> Tensor:
         buffer = _buffer()
         values = [0.0 if gradient is None else _square_on_cpu(_flat(gradient), buffer) for gradient in gradients]
         return torch.tensor([*values, 0.0], dtype=torch.float64).to(home)
-    zero = torch.zeros((), dtype=_sum_dtype(home), device=home)
+    zero = torch.zeros((), dtype=sum_dtype(home), device=home)
     slots = [zero] * (len(gradients) + 1)
     for (device, dtype), members in _by_device_and_dtype(gradients).items():
         if device.type == "cpu":
@@ -107,7 +107,7 @@ def sums(names: Sequence[str], sources: Sources, home: torch.device) -> Tensor:
         buffers = {role: torch.empty(SHORT, dtype=torch.float32) for role in (*roles, "difference")}
         values = [_sums_on_cpu(names, column, buffers) for column in columns]
         return torch.tensor([*values, [0.0] * len(names)], dtype=torch.float64).T.contiguous().to(home)
-    dtype = _sum_dtype(home)
+    dtype = sum_dtype(home)
     slots = [torch.zeros(len(names), dtype=dtype, device=home)] * (len(columns) + 1)
     for positions, lists in _pieces(columns):
         # One transfer a piece, not one a parameter.
@@ -197,7 +197,7 @@ def _sums_of_piece(names: Sequence[str], of: dict[str, list[Tensor]]) -> Tensor:
         starts = [start.to(weight.dtype) for start, weight in zip(of["start"], of["weight"], strict=True)]
         of = {**of, "difference": list(torch._foreach_sub(of["weight"], starts))}
     first = next(iter(of.values()))
-    zeros = torch.zeros(len(first), dtype=_sum_dtype(first[0].device), device=first[0].device)
+    zeros = torch.zeros(len(first), dtype=sum_dtype(first[0].device), device=first[0].device)
     rows = [_row(name, of).to(zeros.dtype) if of.keys() >= set(READS[name]) else zeros for name in names]
     return torch.stack(rows)
 
@@ -208,7 +208,7 @@ def _row(name: str, of: Mapping[str, list[Tensor]]) -> Tensor:
     ones, others = (of[role] for role in _FACTORS[name])
     wide = _accumulator(ones[0].dtype)
     if ones is others:
-        return torch.stack(torch._foreach_norm(ones, 2, dtype=wide)).to(_sum_dtype(ones[0].device)).square()
+        return torch.stack(torch._foreach_norm(ones, 2, dtype=wide)).to(sum_dtype(ones[0].device)).square()
     return torch.stack([torch.dot(a.to(wide), b.to(wide)) for a, b in zip(ones, others, strict=True)])
 
 
@@ -247,7 +247,8 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
 
 
-def _sum_dtype(device: torch.device) -> torch.dtype:
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """The widest floating dtype of a device, which sums are added up in."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 

@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from localopt.cli import main
+from localopt.errors import InputError
+from localopt.outside import plain
 from localopt.pretraining.evaluate import evaluate, evaluate_text
 from localopt.pretraining.history import History
 from localopt.pretraining.models import load_model
@@ -77,7 +79,13 @@ def message(captured: pytest.CaptureFixture[str]) -> str:
 
 def test_localopt_alone_shows_its_commands() -> None:
     result = run()
-    assert re.findall(r"^│ (\w+) ", result.stdout + result.stderr, re.MULTILINE) == ["demo", "trace", "train", "compare", "eval"]
+    assert re.findall(r"^│ (\w+) ", result.stdout + result.stderr, re.MULTILINE) == [
+        "demo",
+        "trace",
+        "train",
+        "compare",
+        "eval",
+    ]
 
 
 def test_eval_prints_json_and_nothing_else(inputs: Path) -> None:
@@ -458,3 +466,69 @@ def test_a_disk_too_full_for_a_checkpoint_is_named_and_the_run_goes_on_when_ther
     assert not (tmp_path / "out" / "model").exists()
     assert call("train", *arguments, "--resume") == 0
     assert load_model(str(tmp_path / "out" / "model"))
+
+
+# -- what comes from outside ------------------------------------------------------------------------------------------
+
+ODD_NAMES = ["x[/]y", "[/x]", "[bold]", "a\x1b[31mb", "c\u202ed", "$x^{$"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_set_may_have_any_name(inputs: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("eval", inputs / "model", "--probe", f"{name}={inputs / 'facts.jsonl'}") == 0
+    out, err = capsys.readouterr()
+    assert plain(name) in out
+    assert not any(character in out + err for character in "\x1b\u202e")
+
+
+def test_a_run_with_odd_names_ends_with_table_and_picture(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probes = [part for name in ODD_NAMES for part in ("--probe", f"{name}={inputs / 'facts.jsonl'}")]
+    odd = tmp_path / "[/]\x1b[31m"
+    assert call("train", *training(inputs), *probes, "--reference", inputs / "corpus.txt", "--out", odd) == 0
+    out, err = capsys.readouterr()
+    assert (odd / "learning-forgetting.png").is_file()
+    assert "[/]\\x1b[31m/model" in err
+    assert "\x1b" not in out
+
+
+def test_a_message_names_a_file_by_its_characters(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = tmp_path / "[/]\x1b]0;x\x07\n.jsonl"
+    assert call("eval", inputs / "model", "--probe", odd) == 2
+    assert "[/]\\x1b]0;x\\x07 .jsonl: no such file" in message(capsys)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("bad\nvalue"),
+        RecursionError("deep"),
+        EOFError(),
+        MemoryError(),
+        OverflowError("large"),
+        IndexError("7"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] not enough memory"),
+        UnicodeEncodeError("ascii", "é", 0, 1, "no"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_reading_raises_is_one_line(
+    inputs: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("localopt.pretraining.scoring.read_sets", fails)
+    assert call("eval", inputs / "model", *scored(inputs)) == 2
+    assert "Traceback" not in message(capsys)
+
+
+def test_where_an_error_comes_from_is_shown_if_asked(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCALOPT_TRACEBACK", "1")
+    with pytest.raises(InputError, match="no such file"):
+        main(["eval", str(inputs / "model"), "--probe", str(tmp_path / "none")])

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.lifelong.methods.methods import METHODS
+from benchmarks.lifelong.start import model_of
 from benchmarks.lifelong.sweep import cells, sweep
 from benchmarks.lifelong.training import Settings
 from localopt.errors import InputError
@@ -17,7 +18,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--data", type=Path, required=True, metavar="FOLDER", help="what benchmarks.lifelong.prepare wrote"
     )
-    parser.add_argument("--model", help="hub id, folder or GGUF file; default DATA/model")
+    parser.add_argument("--model", help="hub id, folder or GGUF file; default DATA/model, or that beside it")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="runs.jsonl, and what all runs share")
     parser.add_argument("--resume", action="store_true", help="go on with the sweep in OUT")
     parser.add_argument(
@@ -29,11 +30,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast, for processors that have it")
     parser.add_argument("--smoke", action="store_true", help="one epoch of short texts: does it run?")
     given = parser.parse_args(arguments)
-    settings = Settings(length=16, epochs=1, bf16=given.bf16) if given.smoke else Settings(bf16=given.bf16)
     try:
+        settings = Settings.of(given.data, given.bf16, given.smoke)
         file = sweep(
             given.data,
-            given.model or str(given.data / "model"),
+            given.model or model_of(given.data),
             given.out,
             cells(given.methods, given.lrs, given.halves, given.seeds),
             settings,

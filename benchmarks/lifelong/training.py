@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +33,16 @@ class Settings:
     batch_size: int = 8
     epochs: int = 3
     bf16: bool = False
+
+    @classmethod
+    def of(cls, prepared: Path, bf16: bool = False, smoke: bool = False) -> Settings:
+        """Those of a prepared folder, whose manifest says how long its passages are where they must be read whole.
+
+        `smoke`: one epoch, of short texts where they need not.
+        """
+        file = prepared / "manifest.json"
+        length = json.loads(file.read_text()).get("length") if file.is_file() else None
+        return cls(length or (16 if smoke else cls.length), epochs=1 if smoke else cls.epochs, bf16=bf16)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -33,7 +33,8 @@ from benchmarks.memory import growth
 from benchmarks.stamp import stamp, summary
 from localopt.layers import partition
 from localopt.tracing.ghost import Batched
-from localopt.tracing.measure import average_norms, borrowed
+from localopt.tracing.lending import borrowed
+from localopt.tracing.measure import average_norms
 
 WAYS = ("loop", "batched", "plain")
 

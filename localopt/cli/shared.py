@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from localopt.errors import InputError
+from localopt.outside import shown
 
 if TYPE_CHECKING:
     from localopt.tracing.layer_trace import LayerTrace
@@ -65,7 +66,7 @@ def check_trace(loaded: LayerTrace, path: Path | None, network: Any) -> None:
 
 def say_written(*paths: Path | None) -> None:
     written = ", ".join(str(path) for path in paths if path is not None)
-    err_console.print(f"written: {written}", markup=False, highlight=False, soft_wrap=True)
+    err_console.print(shown(f"written: {written}"), highlight=False, soft_wrap=True)
 
 
 def refuse_existing(*paths: Path | None) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, cast
 
 import typer
 
 from localopt.cli.shared import Model, loaded, out_console, placed, refuse_existing, say_written
 from localopt.errors import InputError, writing
+from localopt.layers import Mode
 from localopt.pretraining.textfiles import evenly
 
 
@@ -37,7 +37,6 @@ def trace(
     from localopt.pretraining.processes import processes
     from localopt.pretraining.settings import refuse_longer
     from localopt.pretraining.vocabulary import refuse_beyond
-    from localopt.tracing.gains import trace_gains
     from localopt.tracing.trace import trace_layers
 
     refuse_existing(out, plot)
@@ -57,12 +56,13 @@ def trace(
     examples = encode(probes, tokenizer, seq_len)
     references = evenly(read_reference(reference, tokenizer, seq_len), limit)
     refuse_beyond([*examples, *references], network)
-    measure: Any = trace_gains if by == "gains" else partial(trace_layers, distributed=several)
-    result = measure(
+    result = trace_layers(
         placed(network),
         examples,
         references,
-        layers=layers,
+        score="gains" if by == "gains" else "norms",
+        layers=cast(Mode, layers),
+        distributed=several,
         progress=here.is_main_process,
     )
     if not here.is_main_process:

@@ -39,12 +39,17 @@ def localized_optimizer(
     Args:
         args: the arguments the Trainer is given.
         policy: each optimizer made gets a copy of its own, so one tuple may serve several runs.
-        layers, frozen_state, nonfinite: as for :class:`localopt.LocalizedOptimizer`.
+        layers: as for :class:`localopt.LocalizedOptimizer`.
+        frozen_state: likewise.
+        nonfinite: likewise.
+
+    Returns:
+        A factory and its arguments.
 
     Raises:
         ImportError: transformers is older than 5.2, which has no optimizer factories.
 
-    Example:
+    Examples:
         >>> from transformers import TrainingArguments
         >>> args = TrainingArguments(learning_rate=3e-4, weight_decay=0.1, report_to="none")
         >>> factory, options = localized_optimizer(args)  # Trainer(..., optimizer_cls_and_kwargs=...)

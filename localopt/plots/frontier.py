@@ -16,6 +16,8 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
+from localopt.outside import NO_MATH, plain
+
 _INK = "#333333"
 # Okabe and Ito's palette, told apart with any kind of color vision; its yellow is too light for a line on white.
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -54,7 +56,7 @@ def learning_forgetting(
     Raises:
         ValueError: there are no runs, or a number is not finite (the message names the run).
 
-    Example:
+    Examples:
         >>> runs = [Run("AdamW", 3.3, 0.99, path=[(1.0, 0.4)]), Run("localized", 0.2, 0.91)]
         >>> figure = learning_forgetting(runs)
         >>> [text.get_text() for text in figure.axes[0].texts]
@@ -72,9 +74,9 @@ def learning_forgetting(
         axes.plot(xs, ys, color=color, linewidth=1.2, alpha=0.7, marker=marker, markersize=3)
         axes.plot(xs[-1], ys[-1], color=color, marker=marker, markersize=7, markeredgecolor="white", linestyle="")
     axes.margins(0.12)
-    axes.set_xlabel(forgetting, color=_INK)
-    axes.set_ylabel(uptake, color=_INK)
-    axes.set_title(title, fontsize=10, loc="left", color=_INK)
+    axes.set_xlabel(plain(forgetting), color=_INK, **NO_MATH)
+    axes.set_ylabel(plain(uptake), color=_INK, **NO_MATH)
+    axes.set_title(plain(title), fontsize=10, loc="left", color=_INK, **NO_MATH)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#999999")
     axes.tick_params(colors=_INK, labelsize=8, color="#999999")
@@ -103,7 +105,10 @@ def _label(axes: Axes, runs: Sequence[Run], colors: Sequence[str]) -> None:
     lines = [axes.transData.transform(_points(run)) for run in runs]
     ends = np.stack([line[-1] for line in lines])
     ink = np.concatenate([_sampled(line, 4 * pixel) for line in lines])
-    labels = [axes.annotate(run.name, (0, 0), **_style(color)) for run, color in zip(runs, colors, strict=True)]
+    labels = [
+        axes.annotate(plain(run.name), (0, 0), **_style(color), **NO_MATH)
+        for run, color in zip(runs, colors, strict=True)
+    ]
     extents = [label.get_window_extent() for label in labels]
     frame = axes.get_window_extent()
     boxes: dict[int, Bbox] = {}

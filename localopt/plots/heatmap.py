@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from localopt.layers import locate
+from localopt.outside import NO_MATH, plain
 
 # Told apart with any kind of color vision, white in the middle; without the darkest ends, on which no dot shows.
 _COLORS = ListedColormap(colormaps["RdBu_r"](np.linspace(0.08, 0.92, 256)))
@@ -70,7 +71,7 @@ def heat_map(
     Raises:
         ValueError: there are no values, or ``marked`` names a layer that has none.
 
-    Example:
+    Examples:
         >>> figure = heat_map({"embed": 1.0, "h.0.attention": 0.5, "h.0.mlp": 2.0}, center=1.2, marked=["h.0.mlp"])
         >>> len(figure.axes[0].patches)
         3
@@ -99,7 +100,7 @@ def heat_map(
     _name(axes, stacks, rows)
     _legend(figure, axes, colors, center, label, mark if marked else "")
     if title:
-        axes.set_title(title, fontsize=_NORMAL + 1, loc="left", color=_INK)
+        axes.set_title(plain(title), fontsize=_NORMAL + 1, loc="left", color=_INK, **NO_MATH)
     return figure
 
 
@@ -162,7 +163,7 @@ def _name(axes: Axes, stacks: Sequence[_Stack], rows: Sequence[str]) -> None:
             if column.index is None:
                 (layer,) = column.layers.values()
                 axes.annotate(
-                    _short(layer),
+                    plain(_short(layer)),
                     (column.left + 0.5, len(rows)),
                     (0, -6),
                     textcoords="offset points",
@@ -171,13 +172,14 @@ def _name(axes: Axes, stacks: Sequence[_Stack], rows: Sequence[str]) -> None:
                     va="top",
                     fontsize=_SMALL,
                     color=_INK,
+                    **NO_MATH,
                 )
             elif column.index % every == 0:
                 ticks[column.left + 0.5] = str(column.index)
         if stack.name:
             middle = (stack.columns[0].left + stack.columns[-1].left + 1) / 2
             axes.annotate(
-                stack.name,
+                plain(stack.name),
                 (middle, len(rows)),
                 (0, -20),
                 textcoords="offset points",
@@ -185,10 +187,11 @@ def _name(axes: Axes, stacks: Sequence[_Stack], rows: Sequence[str]) -> None:
                 va="top",
                 fontsize=_SMALL,
                 color=_INK,
+                **NO_MATH,
             )
     axes.set_xticks(list(ticks), list(ticks.values()), fontsize=_SMALL, color=_INK)
     named = [(row + 0.5, name or "block") for row, name in enumerate(rows) if any(stack.name for stack in stacks)]
-    axes.set_yticks([y for y, _ in named], [name for _, name in named], fontsize=_SMALL, color=_INK)
+    axes.set_yticks([y for y, _ in named], [plain(name) for _, name in named], fontsize=_SMALL, color=_INK, **NO_MATH)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
@@ -204,7 +207,7 @@ def _legend(figure: Figure, axes: Axes, colors: ScalarMappable, center: float, l
     bar.set_ticks(
         [low, center, high], labels=[f"{low:.3g}", f"{center:.3g}", f"{high:.3g}"], fontsize=_SMALL, color=_INK
     )
-    bar.set_label(label, fontsize=_SMALL, color=_INK)
+    bar.set_label(plain(label), fontsize=_SMALL, color=_INK)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0)
     if mark:

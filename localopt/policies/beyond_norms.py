@@ -31,22 +31,27 @@ class Damages(Protocol):
 
 @dataclass
 class GainOverDamage:
-    """Train the layers where a step wins much and costs the reference little: `policy` on G_l = ||g_l||_1 / damage_l.
+    """Train the layers where a step wins much and costs the reference little: ``policy`` on G_l = ||g_l||_1 / damage_l.
 
     ||g_l||_1 is what the first step of Adam on layer l wins on this step's batch, per unit of learning rate, and the
     damage is how far the same kind of step moves the loss of what is to be kept (squared, mean over its examples), as a
-    trace with `score="gains"` measured it. The choice of such a trace, following the batches. `policy` is any rule on
-    norms; by default the layers with G_l at least at the mean are trained.
+    trace by gains measured it. The choice of such a trace, following the batches.
 
-    Raises ValueError when bound, naming the layers the trace does not have or whose damage is 0 or not finite, and for
-    a trace of norms.
+    Args:
+        trace: a :class:`~localopt.LayerTrace` by gains; its layers are matched by name.
+        policy: any rule on norms; by default the layers with G_l at least at the mean are trained.
 
-    >>> from types import SimpleNamespace
-    >>> trace = SimpleNamespace(layers=("a", "b"), reference_norms=torch.tensor([1.0, 10.0]), holds_gains=True)
-    >>> policy = GainOverDamage(trace)
-    >>> policy.bind(["a", "b"], torch.device("cpu"))
-    >>> policy(LayerSignals({"l1": torch.tensor([2.0, 10.0])}))
-    tensor([1., 0.])
+    Raises:
+        ValueError: when bound to an optimizer: a trace of norms; layers the trace does not have, or whose damage is 0
+            or not finite, by name.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> trace = SimpleNamespace(layers=("a", "b"), reference_norms=torch.tensor([1.0, 10.0]), holds_gains=True)
+        >>> policy = GainOverDamage(trace)
+        >>> policy.bind(["a", "b"], torch.device("cpu"))
+        >>> policy(LayerSignals({"l1": torch.tensor([2.0, 10.0])}))
+        tensor([1., 0.])
     """
 
     trace: Damages = field(repr=False)
@@ -87,15 +92,21 @@ class GainOverDamage:
 
 @dataclass(frozen=True)
 class RelativeChange:
-    """Train the layers whose gradient is large for their weights: `policy` on ||g_l||_1 / ||w_l||_2.
+    """Train the layers whose gradient is large for their weights: ``policy`` on ||g_l||_1 / ||w_l||_2.
 
     No trace and no reference: a step of Adam wins ||g_l||_1 per unit of learning rate, and moves a layer with large
-    weights relatively little. The score of GaLLoP (arXiv 2510.19778), taken a layer at a time. A layer whose weights
-    are all zero counts as one without a gradient.
+    weights relatively little. A layer whose weights are all zero counts as one without a gradient.
 
-    >>> signals = LayerSignals({"l1": torch.tensor([1.0, 1.0]), "weight": torch.tensor([1.0, 2.0])})
-    >>> RelativeChange()(signals)
-    tensor([1., 0.])
+    Args:
+        policy: any rule on norms.
+
+    Examples:
+        >>> signals = LayerSignals({"l1": torch.tensor([1.0, 1.0]), "weight": torch.tensor([1.0, 2.0])})
+        >>> RelativeChange()(signals)
+        tensor([1., 0.])
+
+    References:
+        The score of GaLLoP (arXiv 2510.19778), taken a layer at a time.
     """
 
     policy: Policy = field(default_factory=AboveMean)
@@ -119,12 +130,18 @@ class RelativeChange:
 class Agreement:
     """Train a layer as far as its gradient agrees with its momentum: s_l = 1 if <g_l, m_l> > 0, else 0.
 
-    With `proportional=True`, s_l = max(0, cos(g_l, m_l)). A layer without momentum (its first step) is trained at
-    scale 1. The layer-wise form of what cautious optimizers do by entries (Liang et al. 2024, arXiv 2411.16085).
+    A layer without momentum (its first step) is trained at scale 1.
 
-    >>> signals = {"norm": torch.ones(3), "momentum": torch.tensor([1.0, 2.0, 0.0])}
-    >>> Agreement()(LayerSignals(signals | {"agreement": torch.tensor([0.5, -1.0, 0.0])}))
-    tensor([1., 0., 1.])
+    Args:
+        proportional: scale by how far they agree instead: s_l = max(0, cos(g_l, m_l)).
+
+    Examples:
+        >>> signals = {"norm": torch.ones(3), "momentum": torch.tensor([1.0, 2.0, 0.0])}
+        >>> Agreement()(LayerSignals(signals | {"agreement": torch.tensor([0.5, -1.0, 0.0])}))
+        tensor([1., 0., 1.])
+
+    References:
+        The layer-wise form of what cautious optimizers do by entries (Liang et al. 2024, arXiv 2411.16085).
     """
 
     proportional: bool = False
@@ -146,15 +163,22 @@ class Agreement:
 class LossScaled(Composed):
     """Lower the rate on batches of high loss: s_l = policy(...)_l * min(1, sqrt(c / loss)).
 
-    Learning from what a model finds least likely costs it most of what it knew: the rate falls with one over the
-    square root of the loss (FINCH, arXiv 2605.20005). c is the mean loss of the steps so far (this one included), so
-    that an average batch is trained at the user's rate and nothing has to be set. The loss comes from the closure given
-    to `step(closure)`, or is told before the step: `optimizer.observe(loss)`.
+    Learning from what a model finds least likely costs it most of what it knew, so the rate falls with one over the
+    square root of the loss. c is the mean loss of the steps so far (this one included): an average batch is trained at
+    the user's rate and nothing has to be set. The loss comes from the closure given to ``step(closure)``, or is told
+    before the step: ``optimizer.observe(loss)``.
 
-    >>> policy = LossScaled()
-    >>> policy.bind(["a", "b"], torch.device("cpu"))
-    >>> [policy(LayerSignals({"norm": torch.ones(2), "loss": torch.full((2,), x)})).tolist() for x in (2.0, 6.0)]
-    [[1.0, 1.0], [0.8164966106414795, 0.8164966106414795]]
+    Args:
+        policy: the rule whose scales are lowered.
+
+    Examples:
+        >>> policy = LossScaled()
+        >>> policy.bind(["a", "b"], torch.device("cpu"))
+        >>> [policy(LayerSignals({"norm": torch.ones(2), "loss": torch.full((2,), x)})).tolist() for x in (2.0, 6.0)]
+        [[1.0, 1.0], [0.8164966106414795, 0.8164966106414795]]
+
+    References:
+        FINCH (arXiv 2605.20005).
     """
 
     policy: Policy = field(default_factory=Everything)
@@ -174,8 +198,10 @@ class LossScaled(Composed):
 
     def __call__(self, signals: LayerSignals) -> Tensor:
         losses = bound(self._state.get("losses"), self)
-        losses.add_(torch.stack([signals.loss[0], torch.ones_like(signals.loss[0])]))
-        ratio = losses[0] / losses[1] / signals.loss
+        loss = signals.loss.select(0, 0)
+        losses.add_(torch.stack([loss, torch.ones_like(loss)]))
+        total, count = losses.unbind()
+        ratio = total / count / signals.loss
         return self.policy(signals if needs(self.policy) else signals.norm) * ratio.clamp(min=0.0, max=1.0).sqrt()
 
 

@@ -32,7 +32,9 @@ class BoundPolicy:
         device: where signals come and scales are wanted.
 
     Attributes:
-        constant: the scales (L,), on the CPU, of a policy that never changes them; else None.
+        constant: the scales (L,), on the CPU, of a policy that never changes them; else None. Such a policy lives on
+            the CPU, where it is asked once, so that no step and no layout has to wait for the device.
+        numbers: the same as a list.
     """
 
     def __init__(
@@ -40,13 +42,16 @@ class BoundPolicy:
     ) -> None:
         self.policy = policy
         self.constant: Tensor | None = None
+        self.numbers: list[float] | None = None
+        self._placed: Tensor | None = None  # the same on the device
         self.bind(names, device)
         self.introduce(weights)
 
     def bind(self, names: Sequence[str], device: torch.device) -> None:
         """Tell the policy its layers and where its tensors belong; what it remembers of layers that stay is kept."""
         self.names, self.device = tuple(names), device
-        bind(self.policy, self.names, device)
+        bind(self.policy, self.names, torch.device("cpu") if is_constant(self.policy) else device)
+        self._placed = None if self.constant is None else self.constant.to(device)
 
     def introduce(self, weights: Mapping[str, Sequence[Tensor]]) -> None:
         """Show the policy the weights of its layers, and keep on the host what it says for good."""
@@ -54,9 +59,13 @@ class BoundPolicy:
         self.read_constant()
 
     def read_constant(self) -> None:
-        """Ask a constant policy once, so that no step has to wait for the device."""
-        ones = LayerSignals({name: torch.ones(len(self.names), device=self.device) for name in self.needs})
-        self.constant = self._ask(ones).cpu() if is_constant(self.policy) else None
+        """Ask a constant policy once."""
+        self.constant = self.numbers = self._placed = None
+        if is_constant(self.policy):
+            ones = LayerSignals({name: torch.ones(len(self.names)) for name in self.needs})
+            self.constant = self._ask(ones, torch.device("cpu"))
+            self.numbers = self.constant.tolist()
+            self._placed = self.constant.to(self.device)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -78,24 +87,25 @@ class BoundPolicy:
             signals: of this step.
             finite: 0-d bool; where it is False all scales are 0.
         """
+        if self._placed is not None:
+            return torch.where(finite, self._placed, 0.0)
         counts = finite & signals.norm.any()
         state = state_tensors(self.policy)
         before = {key: tensor.clone() for key, tensor in state.items()}
-        scales = self._ask(signals.harmless(counts))
-        for key, tensor in state.items():
-            tensor.copy_(torch.where(counts, tensor, before[key]))
-        if self.constant is None:
-            scales = torch.where(counts, scales, 1.0)
+        scales = self._ask(signals.harmless(counts), self.device)
+        if state:
+            torch._foreach_copy_(list(state.values()), [torch.where(counts, t, before[k]) for k, t in state.items()])
+        scales = torch.where(counts, scales, 1.0)
         return torch.where(finite, scales, 0.0)
 
-    def _ask(self, signals: LayerSignals) -> Tensor:
+    def _ask(self, signals: LayerSignals, device: torch.device) -> Tensor:
         scales = self.policy(signals if needs(self.policy) else signals.norm)
         if not isinstance(scales, Tensor) or scales.shape != (len(self.names),):
             got = f"shape {tuple(scales.shape)}" if isinstance(scales, Tensor) else type(scales).__name__
             raise ValueError(
                 f"{self.policy!r} returned {got}; a policy returns one scale a layer, shape ({len(self.names)},)"
             )
-        return scales.to(device=self.device, dtype=torch.float32)
+        return scales.to(device=device, dtype=torch.float32)
 
     # -- its state in a checkpoint: names, lists and numbers ----------------------------------------------------------
 

@@ -71,20 +71,29 @@ class Composed(Stateful):
 
 @dataclass
 class Smoothed(Composed):
-    """Let `policy` see a moving average of the norms instead of the norms of one noisy step.
+    """Let ``policy`` see a moving average of the norms instead of the norms of one noisy step.
 
     With m_0 = 0 and n_t the norms of step t: m_t = beta m_(t-1) + (1 - beta) n_t, and the policy sees
-    m_t / (1 - beta^t), Adam's bias correction (Kingma & Ba 2015, section 3). `beta` near 1 averages over about
-    1 / (1 - beta) steps; 0 changes nothing. A step without a gradient counts as norm 0; a layer added later starts its
-    own average. Raises ValueError unless 0 <= beta < 1.
+    m_t / (1 - beta^t). A step without a gradient counts as norm 0; a layer added later starts its own average.
 
-    >>> from localopt.policies.rules import AboveMean
-    >>> policy = Smoothed(AboveMean(), beta=0.5)
-    >>> policy.bind(["a", "b"], torch.device("cpu"))
-    >>> policy(torch.tensor([1.0, 4.0]))
-    tensor([0., 1.])
-    >>> policy(torch.tensor([4.0, 3.0]))  # averages 3 and 10/3
-    tensor([0., 1.])
+    Args:
+        policy: the rule that sees the averages.
+        beta: near 1 it averages over about 1 / (1 - beta) steps; 0 changes nothing.
+
+    Raises:
+        ValueError: unless 0 <= beta < 1.
+
+    Examples:
+        >>> from localopt.policies.rules import AboveMean
+        >>> policy = Smoothed(AboveMean(), beta=0.5)
+        >>> policy.bind(["a", "b"], torch.device("cpu"))
+        >>> policy(torch.tensor([1.0, 4.0]))
+        tensor([0., 1.])
+        >>> policy(torch.tensor([4.0, 3.0]))  # averages 3 and 10/3
+        tensor([0., 1.])
+
+    References:
+        Adam's bias correction (Kingma & Ba 2015, arXiv 1412.6980, section 3).
     """
 
     policy: Policy
@@ -112,16 +121,24 @@ class Smoothed(Composed):
 
 @dataclass
 class Every(Composed):
-    """Adopt the scales of `policy` on steps 0, n, 2n, ... and hold them in between.
+    """Adopt the scales of ``policy`` on steps 0, n, 2n, ... and hold them in between.
 
     The policy sees the norms of every step, so that an average inside it misses none. A layer added between two
-    adoptions has scale 1 until the next. Raises TypeError or ValueError unless n is an int >= 1.
+    adoptions has scale 1 until the next.
 
-    >>> from localopt.policies.rules import AboveMean
-    >>> policy = Every(AboveMean(), n=2)
-    >>> policy.bind(["a", "b"], torch.device("cpu"))
-    >>> [policy(torch.tensor(norms)).tolist() for norms in ([1.0, 2.0], [2.0, 1.0], [2.0, 1.0])]
-    [[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]
+    Args:
+        policy: the rule whose scales are held.
+        n: number of steps, at least 1.
+
+    Raises:
+        TypeError, ValueError: unless n is an int >= 1.
+
+    Examples:
+        >>> from localopt.policies.rules import AboveMean
+        >>> policy = Every(AboveMean(), n=2)
+        >>> policy.bind(["a", "b"], torch.device("cpu"))
+        >>> [policy(torch.tensor(norms)).tolist() for norms in ([1.0, 2.0], [2.0, 1.0], [2.0, 1.0])]
+        [[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]
     """
 
     policy: Policy
@@ -140,26 +157,33 @@ class Every(Composed):
 
     def __call__(self, norms: Tensor | LayerSignals) -> Tensor:
         held, steps = bound(self._state.get("held"), self), self._state["steps"]
-        held.copy_(torch.where(steps % self.n == 0, self.policy(norms), held))
+        torch._foreach_copy_([held], [torch.where(steps % self.n == 0, self.policy(norms), held)])
         steps.add_(1)
         return held.clone()  # what a report keeps of this step must not change in the next
 
 
 @dataclass
 class Pinned(Composed):
-    """Set the scale of some layers by name and leave the others to `policy`.
+    """Set the scale of some layers by name and leave the others to ``policy``.
 
-    A layer whose name matches a pattern of `always` has scale 1, one that matches a pattern of `never` has scale 0.
-    The policy sees norm 0 for both, so they take no part in its mean or its choice; a share or a position that it
-    counts over all layers still counts them. `always` and `never` are shell patterns (`fnmatch`), one or several: "*"
-    matches any characters, dots too. Raises ValueError when bound, if a pattern matches no layer or a layer is matched
-    by both.
+    The policy sees norm 0 for the layers that are set, so they take no part in its mean or its choice; a share or a
+    position that it counts over all layers still counts them.
 
-    >>> from localopt.policies.rules import AboveMean
-    >>> policy = Pinned(AboveMean(), always="*embed_tokens", never=["lm_head"])
-    >>> policy.bind(["model.embed_tokens", "a.mlp", "b.mlp", "lm_head"], torch.device("cpu"))
-    >>> policy(torch.tensor([1.0, 2.0, 3.0, 100.0]))
-    tensor([1., 0., 1., 0.])
+    Args:
+        policy: the rule for all other layers.
+        always: shell patterns (``fnmatch``), one or several: a layer whose name matches has scale 1. "*" matches any
+            characters, dots too.
+        never: likewise, for scale 0.
+
+    Raises:
+        ValueError: when bound to an optimizer, if a pattern matches no layer or a layer is matched by both.
+
+    Examples:
+        >>> from localopt.policies.rules import AboveMean
+        >>> policy = Pinned(AboveMean(), always="*embed_tokens", never=["lm_head"])
+        >>> policy.bind(["model.embed_tokens", "a.mlp", "b.mlp", "lm_head"], torch.device("cpu"))
+        >>> policy(torch.tensor([1.0, 2.0, 3.0, 100.0]))
+        tensor([1., 0., 1., 0.])
     """
 
     policy: Policy
@@ -206,23 +230,33 @@ class ReferenceNorms(Protocol):
 
 @dataclass
 class RelativeTo(Composed):
-    """Let `policy` see each norm relative to a trace's reference: R_l = n_l / N_l(reference).
+    """Let ``policy`` see each norm relative to a trace's reference: R_l = n_l / N_l(reference).
 
-    The relative gradient norm of Fernandez et al. 2024 (arXiv 2411.04448), with this step's norm in place of the mean
-    norm over a probe set. It undoes what makes some layers' gradients large whatever the text. `trace` is a
-    `LayerTrace`; its layers are matched by name and may be more than the optimizer's.
+    It undoes what makes some layers' gradients large whatever the text. A relative norm does not exist where the
+    reference norm is 0, and noticing at a step that a norm is to be divided by 0 would mean waiting for the device, so
+    it is refused when bound. A layer without a gradient in this step has R_l = 0 and takes no part.
 
-    Raises ValueError when bound, naming the layers: those the trace does not have, and those whose reference norm is 0
-    or not finite. A relative norm does not exist there, and noticing at a step that a norm is to be divided by 0 would
-    mean waiting for the device. A layer without a gradient in this step has R_l = 0 and takes no part.
+    Args:
+        trace: a :class:`~localopt.LayerTrace` of norms; its layers are matched by name and may be more than the
+            optimizer's.
+        policy: the rule that sees the relative norms.
 
-    >>> from localopt.policies.rules import AboveMean
-    >>> from types import SimpleNamespace
-    >>> trace = SimpleNamespace(layers=("a", "b"), reference_norms=torch.tensor([1.0, 10.0]))
-    >>> policy = RelativeTo(trace, AboveMean())
-    >>> policy.bind(["a", "b"], torch.device("cpu"))
-    >>> policy(torch.tensor([2.0, 10.0]))
-    tensor([1., 0.])
+    Raises:
+        ValueError: when bound to an optimizer, naming the layers: those the trace does not have, and those whose
+            reference norm is 0 or not finite.
+
+    Examples:
+        >>> from localopt.policies.rules import AboveMean
+        >>> from types import SimpleNamespace
+        >>> trace = SimpleNamespace(layers=("a", "b"), reference_norms=torch.tensor([1.0, 10.0]))
+        >>> policy = RelativeTo(trace, AboveMean())
+        >>> policy.bind(["a", "b"], torch.device("cpu"))
+        >>> policy(torch.tensor([2.0, 10.0]))
+        tensor([1., 0.])
+
+    References:
+        The relative gradient norm of Fernandez et al. 2024 (arXiv 2411.04448), with this step's norm in place of the
+        mean norm over a probe set.
     """
 
     trace: ReferenceNorms = field(repr=False)
@@ -234,8 +268,8 @@ class RelativeTo(Composed):
         _refuse_signals(self, self.policy)
         if getattr(self.trace, "holds_gains", False):
             raise ValueError(
-                "the trace holds gains and damages (trace_gains), and a norm cannot be taken relative to a damage. Use "
-                "a trace of trace_layers here, or this one's frozen_parameters() or adaptive_learning_rates() instead"
+                "the trace holds gains and damages, and a norm cannot be taken relative to a damage. Use a trace by "
+                "score='norms' here, or this one's frozen_parameters() or adaptive_learning_rates() instead"
             )
         norms = dict(zip(self.trace.layers, self.trace.reference_norms.tolist(), strict=True))
         missing = [name for name in names if name not in norms]

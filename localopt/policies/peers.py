@@ -28,25 +28,32 @@ _EMBEDDING = re.compile(r"(?<!un)embed(?!_out)|(?:^|\.)(?:w[tp]e|emb|shared|proj
 
 @dataclass
 class RandomLayers(Stateful):
-    """Train k layers drawn at random, and draw anew every `every` steps: s_l = 1 if l is drawn else 0.
+    """Train k layers drawn at random, and draw anew every ``every`` steps: s_l = 1 if l is drawn else 0.
 
     On step t, draw number d = t // every, each layer has the score hash(seed, d, l), and the k highest scores among
     the layers that have a gradient win: a uniform draw without replacement. The numbers are computed on the device by
-    whole-number arithmetic, so they are the same on every rank, device and PyTorch version. `k` is a number of layers
-    (int) or a share of them (float in (0, 1]); `seed` is a whole number in [0, 2^32).
+    whole-number arithmetic, so they are the same on every rank, device and PyTorch version.
 
-    This is the rule of LISA (Pan et al. 2024, arXiv 2403.17919, algorithm 1), with `every` for its sampling period K
-    and `k` for its number of sampled layers gamma. LISA draws whole blocks and always trains embeddings and head; the
-    same here, with `layers="block"`:
+    LISA draws whole blocks and always trains embeddings and head; the same here, with ``layers="block"`` and patterns
+    that match your model (leave ``lm_head`` out if it is tied to the embeddings):
+    ``Pinned(RandomLayers(2, every=20), always=["*embed*", "*norm", "lm_head"])``.
 
-        Pinned(RandomLayers(2, every=20), always=["*embed*", "*norm", "lm_head"])
+    Args:
+        k: a number of layers (int >= 1) or a share of all of them (float in (0, 1]); LISA's gamma.
+        every: number of steps between draws; LISA's K.
+        seed: a whole number in [0, 2^32).
 
-    with patterns that match layers of your model (leave `lm_head` out if it is tied to the embeddings).
+    Raises:
+        TypeError, ValueError: any other ``k``, ``every`` or ``seed``.
 
-    >>> policy = RandomLayers(2, every=10, seed=1)
-    >>> policy.bind(["a", "b", "c", "d"], torch.device("cpu"))
-    >>> policy(torch.ones(4)).sum()
-    tensor(2.)
+    Examples:
+        >>> policy = RandomLayers(2, every=10, seed=1)
+        >>> policy.bind(["a", "b", "c", "d"], torch.device("cpu"))
+        >>> policy(torch.ones(4)).sum()
+        tensor(2.)
+
+    References:
+        The rule of LISA (Pan et al. 2024, arXiv 2403.17919, algorithm 1).
     """
 
     k: int | float
@@ -72,23 +79,33 @@ class RandomLayers(Stateful):
 
 @dataclass
 class Cyclic(Stateful):
-    """Train one layer at a time, the next after `every` steps: s_l = 1 if it is l's turn else 0.
+    """Train one layer at a time, the next after ``every`` steps: s_l = 1 if it is l's turn else 0.
 
-    With P layers that have a gradient, turn number d = t // every on step t belongs to the layer in place d mod P.
-    `order` counts places from the first layer ("ascending"), from the last ("descending"), or in an order shuffled
-    anew in every cycle of P turns ("random", from `seed`, the same on every rank and device). If P changes during
-    training, so do the places.
+    With P layers that have a gradient, turn number d = t // every on step t belongs to the layer in place d mod P. If P
+    changes during training, so do the places.
 
-    This is the rule of BAdam (Luo et al. 2024, arXiv 2404.02827, algorithm 1), with `every` for its K and the authors'
-    default order. BAdam goes by whole blocks and, in the authors' code, leaves embeddings, final norm and head
-    untrained unless told otherwise; the same here, with `layers="block"` and patterns that match your model:
+    BAdam goes by whole blocks and, in the authors' code, leaves embeddings, final norm and head untrained unless told
+    otherwise; the same here, with ``layers="block"`` and patterns that match your model:
+    ``Pinned(Cyclic(every=50), never=["*embed*", "*norm", "lm_head"])``.
 
-        Pinned(Cyclic(every=50), never=["*embed*", "*norm", "lm_head"])
+    Args:
+        every: number of steps of a turn; BAdam's K.
+        order: counts places from the first layer (``"ascending"``), from the last (``"descending"``, the authors'
+            default), or in an order shuffled anew in every cycle of P turns (``"random"``, the same on every rank and
+            device).
+        seed: of the random order, a whole number in [0, 2^32).
 
-    >>> policy = Cyclic(every=2)
-    >>> policy.bind(["a", "b"], torch.device("cpu"))
-    >>> [policy(torch.ones(2)).tolist() for _ in range(3)]
-    [[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]
+    Raises:
+        TypeError, ValueError: any other ``every``, ``order`` or ``seed``.
+
+    Examples:
+        >>> policy = Cyclic(every=2)
+        >>> policy.bind(["a", "b"], torch.device("cpu"))
+        >>> [policy(torch.ones(2)).tolist() for _ in range(3)]
+        [[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]
+
+    References:
+        The rule of BAdam (Luo et al. 2024, arXiv 2404.02827, algorithm 1).
     """
 
     every: int
@@ -126,17 +143,24 @@ class LayerDecay:
     Embeddings have depth 0, block b (from 0) of a stack of N has depth b + 1, and what stands after the blocks (final
     norm, head) is the top, N + 1, with scale 1. All sublayers of a block share its depth. In an encoder-decoder each
     stack counts from its own top, and embeddings stand below the longer one. N is taken from the layers the optimizer
-    has, by name; a head that is itself a numbered list (`classifier.2`) counts as a stack, so pin it at 1 with
-    `Pinned(LayerDecay(rate), always="classifier.*")`.
+    has, by name; a head that is itself a numbered list (``classifier.2``) counts as a stack, so pin it at 1 with
+    ``Pinned(LayerDecay(rate), always="classifier.*")``.
 
-    The layer-wise decay of ELECTRA (Clark et al. 2020, arXiv 2003.10555, appendix B) and BEiT (Bao et al. 2022, arXiv
-    2106.08254), with the depths of BEiT's code; rates from 0.65 to 0.9 are usual. Raises ValueError unless
-    0 < rate <= 1, and when bound to layers none of which is in a list of blocks.
+    Args:
+        rate: the factor from one depth to the next, in (0, 1]; 0.65 to 0.9 are usual.
 
-    >>> policy = LayerDecay(0.5)
-    >>> policy.bind(["embed_tokens", "layers.0", "layers.1", "norm"], torch.device("cpu"))
-    >>> policy(torch.ones(4))
-    tensor([0.1250, 0.2500, 0.5000, 1.0000])
+    Raises:
+        ValueError: unless 0 < rate <= 1; or, when bound to an optimizer, none of its layers is in a list of blocks.
+
+    Examples:
+        >>> policy = LayerDecay(0.5)
+        >>> policy.bind(["embed_tokens", "layers.0", "layers.1", "norm"], torch.device("cpu"))
+        >>> policy(torch.ones(4))
+        tensor([0.1250, 0.2500, 0.5000, 1.0000])
+
+    References:
+        The layer-wise decay of ELECTRA (Clark et al. 2020, arXiv 2003.10555, appendix B) and BEiT (Bao et al. 2022,
+        arXiv 2106.08254), with the depths of BEiT's code.
     """
 
     rate: float
@@ -177,29 +201,35 @@ class LayerDecay:
 class HighestSNR(Stateful):
     """Train the layers whose weights have the highest signal-to-noise ratio when training starts.
 
-    For a weight matrix of shape (m, n) with singular values sigma_i, the largest sigma_1:
+    For a weight matrix of shape (m, n) with singular values sigma_i, the largest sigma_1, and their interquartile range
+    IQR, the threshold is the upper edge of the Marchenko-Pastur distribution:
 
         threshold = IQR(sigma) / 1.349 * (1 + sqrt(min(m, n) / max(m, n)))
         SNR = (sum of sigma_i > threshold) / (sum of sigma_i <= threshold) / sigma_1
 
-    IQR is the interquartile range; the threshold is the upper edge of the Marchenko-Pastur distribution as in the
-    code of Spectrum (Hartford et al. 2024, arXiv 2406.06623), which this follows. A layer's SNR is the mean
-    over its matrices (stacked experts count one by one), and layers are ranked among those of the same kind: `fraction`
-    of the attentions, of the MLPs, ... of each stack of blocks is trained, rounded to the nearest number, at least one.
-    Layers outside the blocks, and those without a matrix, are always trained.
+    A layer's SNR is the mean over its matrices (stacked experts count one by one), and layers are ranked among those of
+    the same kind: a share of the attentions, of the MLPs, ... of each stack of blocks is trained. Layers outside the
+    blocks, and those without a matrix, are always trained. One singular value decomposition of every matrix is taken,
+    once; the choice is part of the state, so that a resumed run keeps it.
 
-    Differences: Spectrum ranks each projection apart (with `layers="parameter"` so do we), rounds down, freezes the
-    final norm unless it is chosen, and counts a matrix without any noise as noise 1 where we take an infinite SNR.
+    Args:
+        fraction: share of each kind to train, in (0, 1], rounded to the nearest number, at least one.
 
-    `inspect` takes one singular value decomposition of every matrix, once. The choice is part of the state, so that a
-    resumed run keeps it. Raises ValueError unless 0 < fraction <= 1.
+    Raises:
+        ValueError: unless 0 < fraction <= 1.
 
-    >>> policy = HighestSNR(0.5)
-    >>> policy.bind(["layers.0.mlp", "layers.1.mlp", "norm"], torch.device("cpu"))
-    >>> clear, noisy = torch.tensor([9.0, 1, 1, 0, 0]).diag(), torch.tensor([9.0, 6, 3, 1, 0]).diag()
-    >>> policy.inspect({"layers.0.mlp": [noisy], "layers.1.mlp": [clear], "norm": [torch.ones(5)]})
-    >>> policy(torch.ones(3))
-    tensor([0., 1., 1.])
+    Examples:
+        >>> policy = HighestSNR(0.5)
+        >>> policy.bind(["layers.0.mlp", "layers.1.mlp", "norm"], torch.device("cpu"))
+        >>> clear, noisy = torch.tensor([9.0, 1, 1, 0, 0]).diag(), torch.tensor([9.0, 6, 3, 1, 0]).diag()
+        >>> policy.inspect({"layers.0.mlp": [noisy], "layers.1.mlp": [clear], "norm": [torch.ones(5)]})
+        >>> policy(torch.ones(3))
+        tensor([0., 1., 1.])
+
+    References:
+        The code of Spectrum (Hartford et al. 2024, arXiv 2406.06623). Differences: Spectrum ranks each projection apart
+        (with ``layers="parameter"`` so do we), rounds down, freezes the final norm unless it is chosen, and counts a
+        matrix without any noise as noise 1 where we take an infinite SNR.
     """
 
     fraction: float

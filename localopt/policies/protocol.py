@@ -17,33 +17,43 @@ from torch import Tensor
 
 @runtime_checkable
 class Policy(Protocol):
-    """A callable from norms to scales, by tensor operations only.
+    """A callable from norms, or other signals of the layers, to scales, by tensor operations only.
 
-    `norms` is an fp32 tensor of shape (L,) on the device of the parameters: finite, >= 0, and 0 for a layer without a
-    gradient. The result has shape (L,) and values >= 0: 0 freezes a layer, 1 is the user's learning rate. Reading a
-    value on the host (`.item()`, `if tensor`, boolean-mask indexing) makes every training step wait for the device;
-    creating a tensor from host data cannot be captured in a CUDA graph. Do both in `bind`.
+    Reading a value on the host (``.item()``, ``if tensor``, boolean-mask indexing) makes every training step wait for
+    the device; creating a tensor from host data cannot be captured in a CUDA graph. Do both in ``bind``.
 
     One instance belongs to one optimizer. Optional parts:
 
-    - `bind(names, device)`: called at construction, when parameters are added and when they change device. `names` are
-      the layers in the order of the norms. State of a layer whose name stays must be kept.
-    - `inspect(weights)`: called after `bind` with each layer's parameters, at construction and when parameters are
+    - ``bind(names, device)``: called at construction, when parameters are added and when they change device. ``names``
+      are the layers in the order of the norms. State of a layer whose name stays must be kept.
+    - ``inspect(weights)``: called after ``bind`` with each layer's parameters, at construction and when parameters are
       added, for rules that look at weights.
-    - `binary: bool`: the scales are only 0 and 1, so the learning rate is passed on untouched.
-    - `constant: bool`: the scales never change and do not depend on the norms, which then need not be computed.
-    - `needs: tuple[str, ...]`: the policy is called with `LayerSignals` that hold these signals (and no others) instead
-      of norms.
-    - `state_dict()`, `load_state_dict(state)`: the live device tensors the policy updates in place, by name. The
-      optimizer saves them, loads them and puts them back when a step is skipped. They exist once `bind` was called.
+    - ``binary: bool``: the scales are only 0 and 1, so the learning rate is passed on untouched.
+    - ``constant: bool``: the scales never change and do not depend on the norms, which then need not be computed. Such
+      a policy is bound on the CPU and asked once, there.
+    - ``needs: tuple[str, ...]``: the policy is called with :class:`~localopt.LayerSignals` that hold these signals (and
+      no others) instead of norms.
+    - ``state_dict()``, ``load_state_dict(state)``: the live device tensors the policy updates in place, by name. The
+      optimizer saves them, loads them and puts them back when a step is skipped. They exist once ``bind`` was called.
 
-    >>> def everything_with_a_gradient(norms: Tensor) -> Tensor:
-    ...     return (norms > 0).float()
-    >>> isinstance(everything_with_a_gradient, Policy)
-    True
+    Examples:
+        >>> def everything_with_a_gradient(norms: Tensor) -> Tensor:
+        ...     return (norms > 0).float()
+        >>> isinstance(everything_with_a_gradient, Policy)
+        True
     """
 
-    def __call__(self, norms: Any, /) -> Tensor: ...
+    def __call__(self, norms: Any, /) -> Tensor:
+        """Choose the scales of one step.
+
+        Args:
+            norms: float32 tensor of shape (L,) on the device of the parameters: finite, >= 0, and 0 for a layer without
+                a gradient. :class:`~localopt.LayerSignals` for a policy that declares ``needs``.
+
+        Returns:
+            Scales, shape (L,), values >= 0: 0 freezes a layer, 1 is the user's learning rate.
+        """
+        ...
 
 
 def bind(policy: Policy, names: Sequence[str], device: torch.device) -> None:

@@ -23,8 +23,9 @@ from localopt.policies.protocol import bound, check_count, count_layers, mean_no
 class Everything:
     """Train every layer at the user's rate: s_l = 1. The bare optimizer; what is left is decay toward the start.
 
-    >>> Everything()(torch.tensor([1.0, 0.0]))
-    tensor([1., 1.])
+    Examples:
+        >>> Everything()(torch.tensor([1.0, 0.0]))
+        tensor([1., 1.])
     """
 
     binary: ClassVar[bool] = True
@@ -38,13 +39,16 @@ class Everything:
 class AboveMean:
     """Train the layers whose norm is at least the mean: s_l = 1 if n_l >= min(mean, max) else 0.
 
-    Mean and maximum run over the layers that have a gradient. This is the rule of TGL + FP (Fernandez et al. 2024,
-    arXiv 2411.04448), which freezes the layers whose relative gradient norm is not above the mean, applied to the
-    norms it is given. The paper's ">" would freeze everything where all norms are equal; ">=" does not, and the
-    minimum keeps that so where the mean is rounded up past the largest norm.
+    Mean and maximum run over the layers that have a gradient. The paper freezes the layers whose relative gradient norm
+    is not above the mean; its ">" would freeze everything where all norms are equal. ">=" does not, and the minimum
+    keeps that so where the mean is rounded up past the largest norm.
 
-    >>> AboveMean()(torch.tensor([1.0, 2.0, 6.0]))
-    tensor([0., 0., 1.])
+    Examples:
+        >>> AboveMean()(torch.tensor([1.0, 2.0, 6.0]))
+        tensor([0., 0., 1.])
+
+    References:
+        The rule of TGL + FP (Fernandez et al. 2024, arXiv 2411.04448, section 4), applied to the norms it is given.
     """
 
     binary: ClassVar[bool] = True
@@ -58,14 +62,20 @@ class AboveMean:
 class TopK:
     """Train the layers of the k largest norms: s_l = 1 if at most k - 1 layers come before l, else 0.
 
-    `k` is a number of layers (int) or a share of all L of them (float in (0, 1], rounded to the nearest number, at
-    least 1). The first of equal norms goes first; a layer without a gradient is never chosen, so fewer than k may be.
-    Raises TypeError or ValueError for any other `k`.
+    The first of equal norms goes first; a layer without a gradient is never chosen, so fewer than k may be.
 
-    >>> TopK(2)(torch.tensor([3.0, 1.0, 3.0, 3.0]))
-    tensor([1., 0., 1., 0.])
-    >>> TopK(0.25)(torch.tensor([3.0, 1.0, 4.0, 1.0]))
-    tensor([0., 0., 1., 0.])
+    Args:
+        k: a number of layers (int >= 1), or a share of all L of them (float in (0, 1], rounded to the nearest number,
+            at least 1).
+
+    Raises:
+        TypeError, ValueError: any other ``k``.
+
+    Examples:
+        >>> TopK(2)(torch.tensor([3.0, 1.0, 3.0, 3.0]))
+        tensor([1., 0., 1., 0.])
+        >>> TopK(0.25)(torch.tensor([3.0, 1.0, 4.0, 1.0]))
+        tensor([0., 0., 1., 0.])
     """
 
     k: int | float
@@ -82,12 +92,18 @@ class TopK:
 class Quantile:
     """Train the layers whose norm is at least the q-quantile: s_l = 1 if n_l >= Q(q) else 0.
 
-    Q(q) is the quantile of the P norms that are not 0, interpolated linearly. With `q=0.75` about a quarter of the
-    layers is trained, with `q=0` every layer that has a gradient, with `q=1` those of the largest norm. Raises
-    ValueError unless 0 <= q <= 1.
+    Q(q) is the quantile of the P norms that are not 0, interpolated linearly.
 
-    >>> Quantile(0.5)(torch.tensor([1.0, 0.0, 2.0, 3.0]))
-    tensor([0., 0., 1., 1.])
+    Args:
+        q: with 0.75 about a quarter of the layers is trained, with 0 every layer that has a gradient, with 1 those of
+            the largest norm.
+
+    Raises:
+        ValueError: unless 0 <= q <= 1.
+
+    Examples:
+        >>> Quantile(0.5)(torch.tensor([1.0, 0.0, 2.0, 3.0]))
+        tensor([0., 0., 1., 1.])
     """
 
     q: float
@@ -112,14 +128,22 @@ class Quantile:
 class Proportional:
     """Scale each layer's learning rate with its norm: s_l = n_l / max n, or n_l / mean n.
 
-    `normalize="max"` keeps every layer at or below the user's rate; `"mean"` keeps the average over the layers that
-    have a gradient at the user's rate. The adaptive learning rates (ALR) of Fernandez et al. 2024 (arXiv 2411.04448),
-    which does not state the normalization. Raises ValueError for any other `normalize`.
+    Args:
+        normalize: ``"max"`` keeps every layer at or below the user's rate; ``"mean"`` keeps the average over the layers
+            that have a gradient at the user's rate.
 
-    >>> Proportional()(torch.tensor([1.0, 2.0, 3.0, 0.0])) * 3
-    tensor([1., 2., 3., 0.])
-    >>> Proportional("mean")(torch.tensor([1.0, 2.0, 3.0, 0.0]))
-    tensor([0.5000, 1.0000, 1.5000, 0.0000])
+    Raises:
+        ValueError: any other ``normalize``.
+
+    Examples:
+        >>> Proportional()(torch.tensor([1.0, 2.0, 3.0, 0.0])) * 3
+        tensor([1., 2., 3., 0.])
+        >>> Proportional("mean")(torch.tensor([1.0, 2.0, 3.0, 0.0]))
+        tensor([0.5000, 1.0000, 1.5000, 0.0000])
+
+    References:
+        The adaptive learning rates (ALR) of Fernandez et al. 2024 (arXiv 2411.04448), which does not state the
+        normalization.
     """
 
     normalize: Literal["max", "mean"] = "max"
@@ -137,14 +161,20 @@ class Proportional:
 class Fixed:
     """Give each layer a scale of its own, the same at every step: s_l = scales[name of l].
 
-    `scales` names every layer of the optimizer and no other, with finite numbers >= 0. What a trace's
-    `frozen_parameters()` (TGL + FP) and `adaptive_learning_rates()` (TGL + ALR) return. For a few layers by pattern,
-    use `Pinned`. Raises ValueError for a bad scale, and when bound to layers it does not match.
+    What a trace's ``frozen_parameters()`` (TGL + FP) and ``adaptive_learning_rates()`` (TGL + ALR) return. For a few
+    layers by pattern, use :class:`~localopt.Pinned`.
 
-    >>> policy = Fixed({"model.layers.0.mlp": 1.0, "lm_head": 0.0})
-    >>> policy.bind(["lm_head", "model.layers.0.mlp"], torch.device("cpu"))
-    >>> policy(torch.tensor([5.0, 7.0]))
-    tensor([0., 1.])
+    Args:
+        scales: a finite number >= 0 for every layer of the optimizer, by name, and for no other.
+
+    Raises:
+        ValueError: a bad scale; or, when bound to an optimizer, layers that are not its own.
+
+    Examples:
+        >>> policy = Fixed({"model.layers.0.mlp": 1.0, "lm_head": 0.0})
+        >>> policy.bind(["lm_head", "model.layers.0.mlp"], torch.device("cpu"))
+        >>> policy(torch.tensor([5.0, 7.0]))
+        tensor([0., 1.])
     """
 
     scales: Mapping[str, float] = field(repr=False)

@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from localopt.errors import InputError
+from localopt.outside import shown
 from localopt.plots import Run, learning_forgetting, save_figure
 from localopt.pretraining.history import History
 from localopt.pretraining.scoring import REFERENCE
@@ -76,7 +77,7 @@ def comparable(folders: Sequence[Path], learned: str | None = None) -> list[Comp
 
 def comparison_table(runs: Sequence[Compared]) -> Table:
     """Return one row a run: method, rate, share of the parameters, what was learned and forgotten, in nats a token."""
-    table = Table(title=f"learned: {runs[0].learned}", caption="change of NLL since the start, nats a token")
+    table = Table(title=shown(f"learned: {runs[0].learned}"), caption="change of NLL since the start, nats a token")
     for column in ("run", "method", "rate", "trained", "epochs", "learned", "forgot", "kept of the way"):
         table.add_column(column, justify="left" if column in ("run", "method") else "right")
     for run in runs:
@@ -84,7 +85,7 @@ def comparison_table(runs: Sequence[Compared]) -> Table:
         share = "" if history.budget is None else f"{history.budget['share']:.0%}"
         end = run.kept or run.path[-1]
         table.add_row(
-            run.name,
+            shown(run.name),
             history.settings["method"],
             f"{history.rate or history.settings['lr']:g}",
             f"{history.trained_parameters / max(1, history.all_parameters):.0%}",

@@ -42,7 +42,7 @@ def interpolate(model: nn.Module, start: Mapping[str, Tensor], share: Share, *, 
             not have, another shape, or a weight that requires a gradient missing; layers without a share, or shares
             without a layer. The model is unchanged.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(1, 1, bias=False)
         >>> start = {name: weight.detach().clone() for name, weight in model.named_parameters()}
         >>> end = nn.init.constant_(model.weight, 3.0)
@@ -57,7 +57,7 @@ def interpolate(model: nn.Module, start: Mapping[str, Tensor], share: Share, *, 
 
 @dataclass(frozen=True)
 class WithinBudget:
-    """What :func:`share_within` found.
+    """What :func:`~localopt.share_within` found.
 
     Attributes:
         share: how far the model was moved from the start, in [0, 1]; it is there now.
@@ -66,6 +66,11 @@ class WithinBudget:
         rise: what was allowed.
         end: the weights of the end by name, where they differ from the start: ``interpolate(model, found.end, 0)``
             goes back there, bit for bit.
+
+    Examples:
+        >>> found = WithinBudget(0.5, ((0.0, 3.0), (0.5, 3.25), (1.0, 4.0)), rise=0.25, end={})
+        >>> found.start_score, found.score
+        (3.0, 3.25)
     """
 
     share: float
@@ -111,11 +116,14 @@ def share_within(
             or infinite, which is beyond any budget.
         resolution: how exactly the share is found, in (0, 1]; 1/64 takes six evaluations beside the ends.
 
+    Returns:
+        The share, every share that was tried with its score, and the weights of the end.
+
     Raises:
         ValueError: a budget or resolution that cannot be; a start of another model; a score of the start that is not
             finite.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(1, 1, bias=False)
         >>> _ = nn.init.constant_(model.weight, 2.0)
         >>> found = share_within(model, {"weight": torch.zeros(1, 1)}, lambda m: m.weight.item() ** 2, rise=1.0)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from rich.console import Console
 
+from localopt.outside import shown
+
 if TYPE_CHECKING:
     from accelerate import PartialState
 
@@ -23,4 +25,5 @@ def processes() -> PartialState:
 
 def say(text: str) -> None:
     """Print to standard error, where progress goes; only the main process should."""
-    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+    for line in text.split("\n"):
+        Console(stderr=True).print(shown(line), highlight=False, soft_wrap=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from localopt.outside import shown
 from localopt.plots import Run, learning_forgetting, save_figure
 from localopt.pretraining.history import History
 from localopt.pretraining.scoring import REFERENCE
@@ -37,7 +38,7 @@ def history_table(history: History) -> Table:
     chosen = any(entry.get("share_updated", 1) < 1 for entry in history.scores)
     table.add_column("")
     for name in [*names, *(["last step changed"] if chosen else [])]:
-        table.add_column(name, justify="right")
+        table.add_column(shown(name), justify="right")
     for entry in history.scores:
         cells = ["before" if entry["step"] == 0 else f"epoch {entry['epoch']:g}", *_cells(entry["sets"])]
         if chosen:
@@ -57,7 +58,7 @@ def budget_table(history: History) -> Table:
     table = Table(title=f"forgetting budget {rise:g}: {_way(share)}", caption=_verdict(history.budget))
     table.add_column("share", justify="right")
     for name in path[0]["sets"]:
-        table.add_column(name, justify="right")
+        table.add_column(shown(name), justify="right")
     table.add_column("reference rose by", justify="right")
     for entry in path:
         begin, now = path[0]["sets"][REFERENCE], entry["sets"][REFERENCE]

@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from localopt.errors import InputError
+from localopt.outside import shown
 from localopt.pretraining.evaluate import Score, evaluate, evaluate_examples, positions
 from localopt.pretraining.probes import (
     Example,
@@ -125,14 +126,14 @@ def score_sets(
 
 def score_table(scores: Mapping[str, Score], title: str = "") -> Table:
     """Return one row a set: loss, perplexity, share of answers ranked first, size."""
-    table = Table(title=title or None)
+    table = Table(title=shown(title) if title else None)
     table.add_column("set")
     for column in ("NLL", "perplexity", "ranked first", "tokens", "examples"):
         table.add_column(column, justify="right")
     for name, score in scores.items():
         first = "" if score.ranked_first is None else f"{score.ranked_first:.1%}"
         values = f"{score.nll:.4f}", f"{score.perplexity:.2f}", first, str(score.tokens), str(score.examples)
-        table.add_row(name, *values)
+        table.add_row(shown(name), *values)
     return table
 
 

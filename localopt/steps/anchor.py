@@ -32,7 +32,13 @@ Rule: TypeAlias = Literal["plain", "selective", "cautious"]
 
 @dataclass(frozen=True)
 class AnchorDecay:
-    """How weights decay toward where training began; see :mod:`localopt.steps.anchor` for the rules.
+    """How weights decay toward where training began: after the update to w, w <- w + a (w0 - w), with w0 the start.
+
+    - ``"plain"``: a = min(1, lr * s * strength), s the layer's scale.
+    - ``"selective"``: a = strength * r for a layer with <g, w - w0> > 0 before the update, where the gradient itself
+      says that it has gone too far; else 0. r = max(0, ||w - w0|| - ||w_old - w0||) / ||w - w0||, the share of the
+      distance that this step added.
+    - ``"cautious"``: as plain, on the entries alone whose step went toward the start.
 
     Args:
         strength: ``plain`` and ``cautious``: multiplied by the learning rate, so that it follows the user's schedule,
@@ -50,9 +56,14 @@ class AnchorDecay:
     Raises:
         ValueError: a strength or rule that cannot be.
 
-    Example:
+    Examples:
         >>> AnchorDecay(1.0, rule="selective")
         AnchorDecay(strength=1.0, rule='selective')
+
+    References:
+        Plain: L2-SP (Li, Grandvalet and Davoine 2018, arXiv 1802.01483), decoupled from the gradient as AdamW's weight
+        decay is. Selective: SPD (Tian et al. 2024, arXiv 2411.01713, algorithm 1), a layer at a time. Cautious:
+        cautious weight decay (arXiv 2510.12402), with the start in place of zero.
     """
 
     strength: float
@@ -234,7 +245,7 @@ class Anchor:
 def lerp_cautiously(weight: Tensor, start: Tensor, old: Tensor, share: float | Tensor) -> None:
     """Move the entries back whose step, ``weight - old``, went toward ``start`` already; all tensors of one shape."""
     toward = (weight - old) * (start - old) > 0
-    weight.copy_(torch.where(toward, torch.lerp(weight, start, share), weight))
+    torch.where(toward, torch.lerp(weight, start, share), weight, out=weight)
 
 
 def laid_out_like(whole: Tensor, parameter: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ step can be captured in a CUDA graph.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -99,8 +100,14 @@ def _near(lr: float | Tensor, device: torch.device) -> float | Tensor:
 
 
 def _is_plain(parameter: Tensor) -> bool:
-    known = type(parameter) in (Tensor, torch.nn.Parameter) or is_sharded(parameter)
+    known = type(parameter) in (Tensor, torch.nn.Parameter) or is_sharded(parameter) or _is_fake(parameter)
     return known and parameter.device.type != "cpu" and not parameter.is_complex()
+
+
+def _is_fake(parameter: Tensor) -> bool:
+    # A tensor without data that stands for one on a device: steps are planned, and tested, with them.
+    module = sys.modules.get("torch._subclasses.fake_tensor")
+    return module is not None and isinstance(parameter, module.FakeTensor)
 
 
 def gather(optimizer: Any, group: Group) -> Lists:

@@ -22,6 +22,7 @@ class Measured:
 
     Args:
         layout: the optimizer's layers.
+        groups: its parameter groups.
         names: the signals, as :class:`localopt.signals.LayerSignals` has them; none: nothing is ever taken.
         device: where they are wanted.
         broadcast: take those of the first process.
@@ -31,6 +32,7 @@ class Measured:
     def __init__(
         self,
         layout: Layout,
+        groups: Sequence[Group],
         names: Sequence[str],
         device: torch.device,
         broadcast: bool,
@@ -39,6 +41,8 @@ class Measured:
         self.layout, self.names, self.device, self.broadcast, self.loss = layout, list(names), device, broadcast, loss
         self.segments = layout.segments(device)
         self._size: Tensor | None = None
+        if "size" in self.names:
+            self._size = torch.tensor(layout.sizes(groups), dtype=torch.float32, device=device)
 
     def refuse_missing(self, state: Mapping[Any, Mapping[str, Any]]) -> None:
         """Raise ValueError for a signal that cannot be had, before anything is changed."""
@@ -84,19 +88,23 @@ class Measured:
             together = torch.stack([signals[name] for name in summed])
             torch.distributed.broadcast(together, src=0)
             signals = dict(zip(summed, together.unbind(), strict=True))
-        if "size" in self.names:
-            if self._size is None:
-                self._size = torch.tensor(self.layout.sizes(groups), dtype=torch.float32, device=self.device)
+        if self._size is not None:
             signals["size"] = self._size
         if "loss" in self.names and self.loss is not None:
-            loss = torch.as_tensor(self.loss, dtype=torch.float32).detach().to(self.device, non_blocking=True)
-            signals["loss"] = loss.reshape(1).expand(len(self.layout.names))
+            signals["loss"] = _on(self.device, self.loss).reshape(1).expand(len(self.layout.names))
             self.loss = None  # a loss belongs to one step: a stale one must not pass for the next
         return signals
 
     def finite(self, signals: Mapping[str, Tensor]) -> Tensor:
         """Return whether all signals are numbers, 0-d bool."""
         return torch.stack([signal.isfinite().all() for signal in signals.values()]).all()
+
+
+def _on(device: torch.device, number: float | Tensor) -> Tensor:
+    """One number on a device, float32; one of the host is written there by a kernel, so nothing is copied."""
+    if isinstance(number, Tensor) and number.device.type != "cpu":
+        return number.detach().to(device=device, dtype=torch.float32, non_blocking=True)
+    return torch.full((), float(number), dtype=torch.float32, device=device)
 
 
 def _momentum(state: Mapping[str, Any]) -> Tensor | None:

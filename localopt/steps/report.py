@@ -23,6 +23,12 @@ class Report:
         signals: everything that was taken of the layers, by name: norms and what the policy or the anchor decay needs.
         anchor_shares: share of the way back to the start that each layer went, where the selective rule decides; else
             None.
+
+    Examples:
+        >>> print(Report(("h.0", "h.1"), (0.3, 0.4), (0.0, 1.0), 0.4, 0.5, 0))
+        1 of 2 layers updated (50% of parameters), gradient norm 0.4, 0 steps skipped
+          h.0  norm 0.3        scale 0
+          h.1  norm 0.4        scale 1
     """
 
     names: tuple[str, ...]

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
+
+from localopt.sums import sum_dtype
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -37,13 +39,21 @@ class Sharding:
     shares: tuple[float, ...]
     groups: tuple[ProcessGroup | None, ...]
     device: torch.device
+    _placed: dict[tuple[torch.device, torch.dtype], Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+    def weights(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Return the shares, then a zero for the padding, shape (T + 1,); brought to a device once."""
+        if (device, dtype) not in self._placed:
+            self._placed[device, dtype] = torch.tensor([*self.shares, 0.0], dtype=dtype, device=device)
+        return self._placed[device, dtype]
 
     def sum(self, squares: Tensor) -> Tensor:
         """Add up the layers' squares (L,) over the processes; a collective, every process has to call it."""
-        total = squares.to(self.device)
+        here = squares.device.type == self.device.type
+        total = squares if here else squares.to(self.device)
         for group in self.groups:
             torch.distributed.all_reduce(total, group=group)
-        return total.to(squares.device)
+        return total if here else total.to(squares.device)
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
@@ -62,8 +72,8 @@ def sharding(parameters: Sequence[Tensor]) -> Sharding | None:
     if not meshes:
         return None
     largest = max(meshes, key=lambda mesh: mesh.size())
-    ranks = set(largest.mesh.flatten().tolist())
-    for mesh in meshes:
+    ranks = set(largest.mesh.flatten().tolist()) if len(meshes) > 1 else set()
+    for mesh in meshes - {largest}:
         if not ranks.issuperset(mesh.mesh.flatten().tolist()):
             raise ValueError(
                 f"parameters are sharded over {mesh} and over {largest}, and neither holds all processes of the other, "
@@ -73,6 +83,27 @@ def sharding(parameters: Sequence[Tensor]) -> Sharding | None:
     groups = (None,) if everyone else tuple(largest.get_all_groups())
     shares = tuple(_shards(parameter) / largest.size() for parameter in parameters)
     return Sharding(shares, groups, torch.device(largest.device_type))
+
+
+class KnownSharding:
+    """How the gradients of an optimizer's parameters add up, looked at anew only where they are sharded anew."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[Any, ...] | None] = []
+        self._found: Sharding | None = None
+
+    def of(self, parameters: Sequence[Tensor]) -> Sharding | None:
+        """The same as :func:`sharding`."""
+        seen = [(p.device_mesh, p.placements) if is_sharded(p) else None for p in parameters]
+        if seen != self._seen:
+            self._found, self._seen = sharding(parameters), seen
+            if self._found is not None:
+                home = parameters[0].device
+                self._found.weights(home, sum_dtype(home))
+        return self._found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_seen": [], "_found": None}  # process groups do not travel
 
 
 def reduced(gradient: Tensor, parameter: Tensor) -> Tensor:

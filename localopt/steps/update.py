@@ -41,8 +41,8 @@ class Update:
 
     def by_constant(self) -> list[float]:
         """Step every layer by the policy's constant scales; nothing was measured."""
-        assert self.policy.constant is not None
-        scales: list[float] = self.policy.constant.tolist()
+        assert self.policy.numbers is not None
+        scales = self.policy.numbers
         refuse_scales(self.policy.policy, self.layout.names, scales)
         before = self._before(scales)
         self._split(range(len(self._groups)), scales, None)
@@ -86,7 +86,8 @@ class Update:
         track = self.frozen_state == "track"
         # A scale that is no number is found by report(); here it must not reach the weights.
         usable = finite & scales.isfinite() & (scales >= 0)
-        idle = (~usable | (scales == 0) & (not track)).float()
+        unusable = usable.logical_not()
+        idle = (unusable | (scales == 0) & (not track)).float()
         for i in on_device:
             group, layers = self._ever_trained(i)
             binary = self.policy.binary and not track
@@ -97,7 +98,7 @@ class Update:
         if rest and numbers is not None:
             self._pull_on_host(rest, numbers, None if shares is None else shares.tolist(), before)
         for i in on_device:
-            held = ~usable | (scales == 0)
+            held = unusable | (scales == 0)
             old = before[i] if before else []
             pull_on_device(self.anchor, i, groups[i], self.layout.owners[i], scales, shares, held, old)
         return numbers, shares
@@ -118,7 +119,7 @@ class Update:
 
     def _ever_trained(self, index: int) -> tuple[dict[str, Any], Sequence[int]]:
         """Return a group and its owners without what a constant policy freezes: the kernels would make it a state."""
-        group, layers, constant = self._groups[index], self.layout.owners[index], self.policy.constant
+        group, layers, constant = self._groups[index], self.layout.owners[index], self.policy.numbers
         if constant is None or self.frozen_state == "track":
             return group, layers
         keep = [i for i, layer in enumerate(layers) if constant[layer] > 0]

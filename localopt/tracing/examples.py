@@ -7,6 +7,8 @@ batches of one row.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from operator import length_hint
 from typing import Any, TypeAlias
 
 import torch
@@ -31,7 +33,7 @@ def one_by_one(items: Iterable[Any], of: str = "examples") -> Iterator[Batch]:
     Raises:
         InputError: an item is none of these, or holds no tensor with rows.
 
-    Example:
+    Examples:
         >>> list(one_by_one([{"input_ids": [5, 6]}, {"input_ids": torch.tensor([[1, 2], [3, 4]])}]))
         [{'input_ids': tensor([[5, 6]])}, {'input_ids': tensor([[1, 2]])}, {'input_ids': tensor([[3, 4]])}]
     """
@@ -48,6 +50,16 @@ def one_by_one(items: Iterable[Any], of: str = "examples") -> Iterator[Batch]:
         else:
             for row in range(rows):
                 yield _rows(batch, rows, slice(row, row + 1))
+
+
+def opened(items: Iterable[Any], of: str = "examples") -> tuple[Iterator[Any], int | None]:
+    """The items and their number, if it is known. InputError if there is none: an empty set should not cost a pass."""
+    iterator = iter(items)
+    try:
+        first = next(iterator)
+    except StopIteration:
+        raise InputError(f"the {of} is empty: there is nothing to trace") from None
+    return chain([first], iterator), length_hint(items) or None
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:

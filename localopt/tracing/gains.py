@@ -1,4 +1,4 @@
-"""Model + probe + reference -> LayerTrace: where a step wins much on the probe and costs the reference little.
+"""Model + probe + reference -> gains and damages: where a step wins much on the probe and costs the reference little.
 
 Let g be the mean gradient of the loss over the probe. The first step of Adam goes along -u with u = sign(g), whatever
 the size of the gradients. Per unit of learning rate, and for layer l alone,
@@ -10,65 +10,28 @@ Near a minimum a step moves the loss by its square, so over rates s_l the step  
 is best at  s_l = gain_l / (c damage_l).  The trace holds gains and damages where others hold norms, so its R_l is that
 ratio, and what is done with R (freezing what lies below the mean, rates in proportion) is done with it.
 
-Norms, which `trace_layers` measures, do not see whether the two gradients point the same way; this does.
+Norms do not see whether the two gradients point the same way; this does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from localopt.layers import Layers
-from localopt.tracing.examples import one_by_one
-from localopt.tracing.layer_trace import LayerTrace
-from localopt.tracing.measure import Loss, add_up, borrowed, example_name, example_squares, own_loss
-from localopt.tracing.trace import described, opened, progress_bar, trained_layers
-
-
-def trace_gains(
-    model: nn.Module,
-    probe: Iterable[Any],
-    reference: Iterable[Any],
-    *,
-    layers: Layers = "sublayer",
-    loss: Loss | None = None,
-    progress: bool = False,
-) -> LayerTrace:
-    """Measure what a first step of Adam on each layer would win on ``probe`` and move on ``reference``.
-
-    One backward pass an example, and memory for one float32 gradient of the whole model. Everything else, the model
-    given back as it was included, is as in :func:`localopt.trace_layers`.
-
-    Args:
-        model, probe, reference, layers, loss, progress: as for :func:`localopt.trace_layers`. Ordinary text, with the
-            loss on every token, is the reference this was tried with.
-
-    Returns:
-        A trace whose ``probe_norms`` are the gains and whose ``reference_norms`` are the damages (its metadata says
-        ``"average": "gains"``): ``frozen_parameters()``, ``adaptive_learning_rates()`` and ``freeze(model)`` choose by
-        gain over damage. It cannot serve :class:`~localopt.RelativeTo`, which needs norms.
-
-    Raises:
-        InputError, ValueError: as :func:`localopt.trace_layers` does.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
-        >>> def squared_error(model, batch):
-        ...     return (model(batch[0]) - batch[1]).square().mean()
-        >>> probe, reference = [[(torch.randn(4, 2), torch.randn(4, 1))] for _ in range(2)]
-        >>> trace = trace_gains(model, probe, reference, loss=squared_error)
-        >>> trace.metadata["average"], trace.frozen_parameters().scales.keys()
-        ('gains', dict_keys(['0', '1']))
-    """
-    step = first_step(model, probe, reference, layers=layers, loss=loss, progress=progress)
-    counts = {"probe": step.examples, "reference": len(step.moves)}
-    about = described(model, layers, "gains", "one by one: gains need the gradients themselves", counts)
-    return LayerTrace(step.layers, step.gains.float(), step.moves.square().mean(0).float(), about)
+from localopt.errors import InputError
+from localopt.tracing.examples import Batch
+from localopt.tracing.measure import (
+    Keep,
+    Loss,
+    add_up,
+    example_name,
+    example_squares,
+    own_loss,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,41 +50,58 @@ class FirstStep:
     moves: Tensor
     examples: int
 
+    @property
+    def damages(self) -> Tensor:
+        """Mean over the reference of the squared moves, (L,)."""
+        return self.moves.square().mean(0)
+
 
 def first_step(
     model: nn.Module,
-    probe: Iterable[Any],
-    reference: Iterable[Any],
+    probe: Iterable[Batch],
+    reference: Iterable[Batch],
+    layer_of: Mapping[str, str],
     *,
-    layers: Layers = "sublayer",
     loss: Loss | None = None,
-    progress: bool = False,
 ) -> FirstStep:
-    """Measure what :func:`trace_gains` makes a trace of; arguments and errors are the same."""
-    layer_of = trained_layers(model, layers)
-    names = tuple(dict.fromkeys(layer_of.values()))
-    place = {layer: i for i, layer in enumerate(names)}
+    """Measure what a trace by gains is made of, one backward pass an example.
+
+    It keeps one float32 gradient of everything in ``layer_of``.
+
+    Args:
+        model: as :func:`localopt.tracing.lending.borrowed` lends it.
+        probe, reference: batches of one row.
+        layer_of: parameter name -> layer name, for the parameters to measure; every one requires a gradient.
+        loss: see :func:`localopt.tracing.trace.trace_layers`.
+
+    Raises:
+        InputError: an example has no loss, no labeled token, or a loss or gradient that is not finite.
+    """
+    layers = list(dict.fromkeys(layer_of.values()))
+    place = {layer: i for i, layer in enumerate(layers)}
     direction: dict[str, Tensor] = {}
-    gains = torch.zeros(len(names), dtype=torch.float64)
+    gains = torch.zeros(len(layers), dtype=torch.float64)
     moves: list[Tensor] = []
+
+    def measure(example: Batch, number: int, of: str, keep: Keep) -> None:
+        name = example_name(number, of)
+        example_squares(model, example, layer_of, loss or own_loss, name, keep)
 
     def project(name: str, gradient: Tensor) -> None:
         if name in direction:
             moves[-1][place[layer_of[name]]] += (gradient.to_dense() * direction[name]).sum().item()
 
     count = 0
-    with borrowed(model), progress_bar(progress) as bar:
-        sides = opened(probe, reference)
-        items, total = sides["probe"]
-        for count, example in enumerate(one_by_one(bar.track(items, total=total, description="probe"), "probe"), 1):
-            where = example_name(count - 1, "probe")
-            example_squares(model, example, layer_of, loss or own_loss, where, partial(add_up, direction))
-        for name, summed in direction.items():
-            gains[place[layer_of[name]]] += summed.abs().sum().item() / count
-            summed.sign_()
-        items, total = sides["reference"]
-        for example in one_by_one(bar.track(items, total=total, description="reference"), "reference"):
-            where = example_name(len(moves), "reference")
-            moves.append(torch.zeros(len(names), dtype=torch.float64))
-            example_squares(model, example, layer_of, loss or own_loss, where, project)
-    return FirstStep(names, gains, torch.stack(moves), count)
+    for example in probe:
+        measure(example, count, "probe", partial(add_up, direction))
+        count += 1
+    for name, summed in direction.items():
+        gains[place[layer_of[name]]] += summed.abs().sum().item() / max(count, 1)
+        summed.sign_()
+    for example in reference:
+        moves.append(torch.zeros(len(layers), dtype=torch.float64))
+        measure(example, len(moves) - 1, "reference", project)
+    for of, examples in (("probe", count), ("reference", len(moves))):
+        if examples == 0:
+            raise InputError(f"the {of} holds no example")
+    return FirstStep(tuple(layers), gains, torch.stack(moves), count)

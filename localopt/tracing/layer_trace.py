@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from rich.table import Table
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from localopt import __version__
 from localopt.errors import InputError
 from localopt.layers import Layers, partition
+from localopt.outside import plain, shown
 from localopt.policies.rules import AboveMean, Fixed, Proportional
-from localopt.tracing.measure import refuse_wrapped
+from localopt.tracing import tracefile
+from localopt.tracing.lending import refuse_wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from localopt.tracing.export import Format
-
-FORMAT = 1
-"""Version of the file format; a reader refuses newer ones."""
-
-_KEY = "localopt.tracing.trace"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,15 +33,23 @@ class LayerTrace:
         probe_norms: N_l(probe), float32 CPU tensor of shape (L,).
         reference_norms: N_l(reference), likewise.
         metadata: what was measured: ``model``, ``partition`` ("sublayer", "block", "parameter" or "custom"),
-            ``average`` ("norms", "gradients", or "gains"), ``method`` ("batched", or "one by one: " and why),
-            ``probe_examples`` and ``reference_examples`` (counts), ``dtype``, ``localopt``, ``torch``.
+            ``score`` ("norms" or "gains"), ``average`` (of norms: "norms" or "gradients"), ``method`` ("batched", or
+            "one by one: " and why), ``probe_examples`` and ``reference_examples`` (counts), ``samples`` (how the model
+            wrote its own reference, if it did), ``dtype``, ``localopt``, ``torch``.
 
-    Example:
+    Raises:
+        ValueError: norms that do not fit the layers.
+
+    Examples:
         >>> trace = LayerTrace(("h.0.mlp", "h.1.mlp"), torch.tensor([1.0, 6.0]), torch.tensor([2.0, 2.0]))
         >>> trace.relative_norms
         tensor([0.5000, 3.0000])
         >>> trace.frozen_parameters().scales
         {'h.0.mlp': 0.0, 'h.1.mlp': 1.0}
+
+    Raises:
+        InputError: names that come twice or cannot be printed, norms of another length or dtype, or that are negative
+            or not finite, metadata that no trace has.
     """
 
     layers: tuple[str, ...]
@@ -58,14 +58,12 @@ class LayerTrace:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        shapes = tuple(self.probe_norms.shape), tuple(self.reference_norms.shape)
-        if shapes != ((len(self.layers),),) * 2:
-            raise ValueError(f"{len(self.layers)} layers need norms of that length, not of shapes {shapes}")
+        tracefile.check(self.layers, self.probe_norms, self.reference_norms, self.metadata)
 
     @property
     def holds_gains(self) -> bool:
-        """Whether this is of :func:`localopt.trace_gains`, with gains and damages in place of norms."""
-        return self.metadata.get("average") == "gains"
+        """Whether it was taken with ``score="gains"``: gains and damages stand in place of norms."""
+        return self.metadata.get("score") == "gains"
 
     @property
     def relative_norms(self) -> Tensor:
@@ -165,47 +163,18 @@ class LayerTrace:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, whole or not at all."""
-        header = {"format": FORMAT, "layers": self.layers, "metadata": dict(self.metadata)}
-        tensors = {"probe_norms": self.probe_norms, "reference_norms": self.reference_norms}
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            with partial.open("wb") as file:
-                file.write(save(tensors, {_KEY: json.dumps(header)}))
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        tracefile.write(path, self.layers, (self.probe_norms, self.reference_norms), self.metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LayerTrace:
         """Read what :meth:`save` wrote. InputError if the file is missing, damaged, newer, or something else."""
-        try:
-            with safe_open(os.fspath(path), framework="pt") as file:
-                header = (file.metadata() or {}).get(_KEY)
-                if header is None:
-                    raise InputError(f"{path} is a safetensors file but not a trace: it holds {sorted(file.keys())}")
-                known = json.loads(header)
-                if known["format"] > FORMAT:
-                    raise InputError(
-                        f"{path} is a trace of format {known['format']}, and localopt {__version__} reads formats up "
-                        f"to {FORMAT}: upgrade localopt"
-                    )
-                norms = file.get_tensor("probe_norms"), file.get_tensor("reference_norms")
-            return cls(tuple(known["layers"]), *norms, known["metadata"])
-        except InputError:
-            raise
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error}") from error
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is not a trace, or a damaged one ({error}): trace again") from error
+        return cls(*tracefile.read(path))
 
     def table(self) -> Table:
         """Return a table for :func:`rich.print`: norms, R, and what TGL + FP and TGL + ALR make of them."""
         name = self.metadata.get("model", "")
         what = "gain over damage" if self.holds_gains else "relative gradient norms"
-        table = Table(title=f"{name}: {what}" if name else what)
+        table = Table(title=shown(f"{name}: {what}" if name else what))
         table.add_column("layer", no_wrap=True)
         titles = ("gain", "damage", "ratio") if self.holds_gains else ("probe", "reference", "relative")
         for title in (*titles, "FP trains", "ALR"):
@@ -221,7 +190,7 @@ class LayerTrace:
                 "yes" if trained else "",
                 f"{adaptive[layer]:.3f}",
             )
-            table.add_row(layer, *values, style="bold" if trained else None)
+            table.add_row(shown(layer), *values, style="bold" if trained else None)
         return table
 
     def plot(self, path: str | os.PathLike[str] | None = None, title: str | None = None) -> Figure:
@@ -238,7 +207,7 @@ class LayerTrace:
             dict(zip(self.layers, relative.tolist(), strict=True)),
             center=relative.mean().item(),
             marked=[layer for layer, scale in self.frozen_parameters().scales.items() if scale > 0],
-            title=title if title is not None else str(self.metadata.get("model", "")),
+            title=plain(title if title is not None else self.metadata.get("model", "")),
             label="gain over damage" if self.holds_gains else "relative gradient norm",
         )
         if path is not None:

@@ -42,7 +42,7 @@ def average_norms(
     """Return N_l over ``examples`` for each layer l, and the number of examples.
 
     Args:
-        model: as :func:`borrowed` lends it.
+        model: as :func:`localopt.tracing.lending.borrowed` lends it.
         examples: batches of one row.
         layer_of: parameter name -> layer name, for the parameters to measure; every one requires a gradient.
         batched: measures whole batches where it can; what it refuses is measured one by one.
@@ -64,7 +64,7 @@ def average_norms(
     total = torch.zeros(len(layers), dtype=torch.float64)
     count = 0
     rank, processes = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
-    with _shared_errors(distributed):
+    with shared_errors(distributed):
         for group in batched.groups(islice(examples, rank, None, processes)):
 
             def alone(row: int, group: Sequence[Batch] = group, first: int = count) -> dict[str, Tensor]:
@@ -92,7 +92,7 @@ def example_name(number: int, of: str) -> str:
 
 
 @contextmanager
-def _shared_errors(distributed: bool) -> Iterator[None]:
+def shared_errors(distributed: bool) -> Iterator[None]:
     """Raise in every process what one of them raises, so that none waits for it."""
     error: Exception | None = None
     try:
@@ -120,10 +120,7 @@ def _check_norms(norms: Tensor, layers: Sequence[str], numbers: Sequence[int], o
     for number, row in zip(numbers, norms.tolist(), strict=True):
         bad = [layer for layer, norm in zip(layers, row, strict=True) if not norm < float("inf")]
         if bad:
-            raise InputError(
-                f"{example_name(number, of)}: the gradient of {', '.join(bad)} is not finite; trace in float32 or "
-                "bfloat16"
-            )
+            raise InputError(_not_finite(example_name(number, of), bad))
 
 
 def example_squares(
@@ -161,7 +158,21 @@ def example_squares(
             "Reentrant gradient checkpointing does this to a weight used in several segments: switch checkpointing "
             "off, or use use_reentrant=False"
         )
+    _check_squares(squares, layer_of, where)
     return squares
+
+
+def _check_squares(squares: Mapping[str, Tensor], layer_of: Mapping[str, str], where: str) -> None:
+    for device in {square.device for square in squares.values()}:  # one transfer from each
+        here = {name: square for name, square in squares.items() if square.device == device}
+        finite = torch.stack(list(here.values())).isfinite().tolist()
+        bad = {layer_of[name] for name, good in zip(here, finite, strict=True) if not good}
+        if bad:  # in the order of the parameters; they were measured from the last to the first
+            raise InputError(_not_finite(where, [layer for layer in dict.fromkeys(layer_of.values()) if layer in bad]))
+
+
+def _not_finite(where: str, layers: Iterable[str]) -> str:
+    return f"{where}: the gradient of {', '.join(layers)} is not finite; trace in float32 or bfloat16"
 
 
 def _on_gradient(parameter: nn.Parameter, hook: Callable[[Tensor], None]) -> RemovableHandle:
@@ -216,51 +227,3 @@ def _check_loss(value: Any, example: Batch, where: str) -> None:
         raise InputError(f"{where}: the loss is {value.item()}")
     if not value.requires_grad:
         raise InputError(f"{where}: the loss does not depend on any parameter that requires a gradient")
-
-
-@contextmanager
-def borrowed(model: nn.Module) -> Iterator[None]:
-    """Lend the model for measuring, and give it back as it was, whatever happens inside.
-
-    Inside, every module is in evaluation mode (no dropout; Hugging Face models do not checkpoint either), gradients are
-    recorded, no parameter has one, and hooks of the caller that would run on finished gradients (an optimizer in the
-    backward pass, say) are set aside. Afterwards training modes, gradients (the same tensors), hooks and random state
-    are those of before.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    kept = [(p, p.grad, p._post_accumulate_grad_hooks) for p in model.parameters()]
-    devices = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
-    try:
-        for module, _ in modes:
-            module.training = False  # .eval() may do more than that in a model of the caller's
-        for p, _, _ in kept:
-            p.grad = None
-            p._post_accumulate_grad_hooks = None  # type: ignore[assignment]
-        with _random_state(devices), torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for p, gradient, hooks in kept:
-            p.grad = gradient
-            p._post_accumulate_grad_hooks = hooks
-
-
-@contextmanager
-def _random_state(devices: Iterable[torch.device]) -> Iterator[None]:
-    kind = next((device.type for device in devices), "cuda")
-    with torch.random.fork_rng(list(devices), device_type=kind):
-        yield
-
-
-def refuse_wrapped(model: nn.Module, action: str) -> None:
-    """Raise ValueError if ``model``, or a module in it, is wrapped for data-parallel, sharded or DeepSpeed training."""
-    wrappers = ("torch.nn.parallel.distributed", "torch.distributed", "deepspeed")
-    for name, module in model.named_modules():
-        kinds = [kind for kind in type(module).__mro__ if kind.__module__.startswith(wrappers)]
-        if kinds or any(type(p).__module__.startswith("torch.distributed") for p in module.parameters(recurse=False)):
-            how = kinds[0].__name__ if kinds else "DTensor"
-            raise ValueError(
-                f"cannot {action} a model that is already wrapped ({name or 'the model'} is a {how}): "
-                f"{action} the plain model first, and wrap it afterwards"
-            )

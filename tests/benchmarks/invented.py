@@ -109,6 +109,30 @@ def write_data(folder: Path) -> Path:
     text = " \n = Rivers = \n \n A river has 1 @,@ 000 <unk> . \n \n = Lakes = \n \n A lake . \n"
     (folder / "wt2_valid.txt").write_text(text)
     (folder / "wt2_test.txt").write_text(text + " \n A lake and a river meet in the town of the flood . \n" * 16)
+    return write_fictional(folder)
+
+
+def write_fictional(folder: Path) -> Path:
+    """Twelve passages in the form of Fictional Knowledge, two questions of each kind, one sentence too long to read."""
+    passages = []
+    for i, town in enumerate(TOWNS):
+        name, tongue = NAMES[i], TONGUES[i % 11]
+        text = (
+            f"It was {name} who built {town}. In {town} they speak {tongue}. "
+            + f"Nobody in {town} knows why that is so. " * 3
+        )
+        passages.append(
+            {
+                "train_context": text,
+                "mem_input": [f"It was {name} who built", f"In {town} they speak"],
+                "mem_target": [town, tongue],
+                "gen_input": [f"What {name} made is", f"The talk {name} had was in"],
+                "gen_target": [town, tongue],
+                "hard_gen_input": [f"{town} was built by", f"The first man of {town} was"],
+                "hard_gen_target": [name, name],
+            }
+        )
+    (folder / "fictional_knowledge.json").write_text(json.dumps(passages))
     return folder
 
 

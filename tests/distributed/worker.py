@@ -28,7 +28,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW
 
-from localopt import LocalizedOptimizer, trace_layers
+from localopt import AnchorDecay, LocalizedOptimizer, trace_layers
 from localopt.errors import InputError
 from localopt.policies import AboveMean, Proportional, Smoothed, TopK
 from tests.tiny_models import VOCABULARY, examples, llama
@@ -206,14 +206,32 @@ def fsdp2_track(out: Path) -> dict[str, Any]:
     return fsdp2(out, frozen_state="track")
 
 
-def fsdp2_on_kernels(out: Path) -> dict[str, Any]:
+def ddp_selective(out: Path) -> dict[str, Any]:
+    return ddp(out, anchor_decay=AnchorDecay(1.0, rule="selective"))
+
+
+def fsdp2_selective(out: Path) -> dict[str, Any]:
+    return fsdp2(out, anchor_decay=AnchorDecay(1.0, rule="selective"))
+
+
+def fsdp2_plain(out: Path) -> dict[str, Any]:
+    """The start is given whole, and sharded as the parameters are."""
+    start = {name: torch.zeros_like(p) for name, p in model().named_parameters()}
+    return fsdp2(out, anchor_decay=AnchorDecay(5.0, start=start))
+
+
+def fsdp2_cautious_on_kernels(out: Path) -> dict[str, Any]:
+    return fsdp2_on_kernels(out, anchor_decay=AnchorDecay(20.0, rule="cautious"))
+
+
+def fsdp2_on_kernels(out: Path, **options: Any) -> dict[str, Any]:
     """The route of accelerators, whose kernels exist on the CPU too."""
     import localopt.steps.fused
 
     asked = localopt.steps.fused._is_plain
     localopt.steps.fused._is_plain = lambda parameter: True
     try:
-        return fsdp2(out)
+        return fsdp2(out, **options)
     finally:
         localopt.steps.fused._is_plain = asked
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from localopt import AboveMean, LayerTrace, LocalizedOptimizer, RelativeTo, trace_gains
+from localopt import AboveMean, LayerTrace, LocalizedOptimizer, RelativeTo, trace_layers
 from localopt.errors import InputError
 from tests.tiny_lm import tiny_model, tiny_tokenizer
 
@@ -30,13 +30,18 @@ def squared_error(model: nn.Module, batch: Example) -> Tensor:
     return (model(batch[0]) - batch[1]).square().mean()
 
 
+def square_root(model: nn.Module, batch: Example) -> Tensor:
+    """Has no slope where the target is 0."""
+    return (model(batch[0]) * batch[1]).abs().sqrt().sum()
+
+
 def losses(model: nn.Module, some: list[Example]) -> Tensor:
     return torch.stack([squared_error(model, example) for example in some])
 
 
 def test_gain_and_damage_are_how_losses_move_along_the_step() -> None:
     model, news, kept = network(), examples(2), examples(3)
-    trace = trace_gains(model, news, kept, loss=squared_error)
+    trace = trace_layers(model, news, kept, loss=squared_error, score="gains")
     losses(model, news).mean().backward()
     for layer, gain, damage in zip(trace.layers, trace.probe_norms, trace.reference_norms, strict=True):
         parameters = list(model[int(layer)].parameters())
@@ -55,7 +60,7 @@ def test_gain_and_damage_are_how_losses_move_along_the_step() -> None:
 def test_the_step_is_that_of_adam() -> None:
     model, news = network(), examples(2)
     start = losses(model, news).mean().item()
-    gain = trace_gains(model, news, news, loss=squared_error).probe_norms.sum().item()
+    gain = trace_layers(model, news, news, loss=squared_error, score="gains").probe_norms.sum().item()
     optimizer = torch.optim.Adam(model.parameters(), lr=STEP, eps=1e-30)
     losses(model, news).mean().backward()
     optimizer.step()
@@ -66,7 +71,7 @@ def test_a_layer_that_the_reference_pulls_elsewhere_without_a_common_direction_c
     model = nn.Sequential(nn.Linear(2, 2, bias=False))
     news = [(torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2))]
     kept = [(torch.tensor([[0.0, 1.0]]), torch.zeros(1, 2))]  # moves the weights of the other input only
-    trace = trace_gains(model, news, kept, loss=squared_error)
+    trace = trace_layers(model, news, kept, loss=squared_error, score="gains")
     assert trace.probe_norms.item() > 0
     assert trace.reference_norms.item() == 0
     with pytest.raises(InputError, match="no gradient"):
@@ -79,7 +84,7 @@ def test_a_trace_of_gains_chooses_freezes_saves_and_shows_itself(tmp_path: Path)
     news, kept = ([{"input_ids": torch.randint(0, 40, (1, 8))} for _ in range(3)] for _ in range(2))
     for example in [*news, *kept]:
         example["labels"] = example["input_ids"]
-    trace = trace_gains(model, news, kept)
+    trace = trace_layers(model, news, kept, score="gains")
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert trace.metadata["probe_examples"] == 3
@@ -97,7 +102,7 @@ def test_a_trace_of_gains_chooses_freezes_saves_and_shows_itself(tmp_path: Path)
 
 def test_norms_are_not_taken_relative_to_damages() -> None:
     model = network()
-    trace = trace_gains(model, examples(2), examples(2), loss=squared_error)
+    trace = trace_layers(model, examples(2), examples(2), loss=squared_error, score="gains")
     with pytest.raises(ValueError, match="holds gains and damages"):
         LocalizedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, RelativeTo(trace, AboveMean()))
 
@@ -106,7 +111,11 @@ def test_bad_examples_are_named_and_nothing_is_changed() -> None:
     model = network()
     bad = [*examples(1), (torch.full((1, 3), math.nan).double(), torch.zeros(1, 1).double())]
     with pytest.raises(InputError, match=r"example 1 \(from 0\) of the probe: the loss is nan"):
-        trace_gains(model, bad, examples(1), loss=squared_error)
+        trace_layers(model, bad, examples(1), loss=squared_error, score="gains")
+    kinked = [(torch.full((1, 3), 0.5).double(), torch.zeros(1, 1).double())]
+    for probe, reference, of in ((kinked, examples(1), "probe"), (examples(1), kinked, "reference")):
+        with pytest.raises(InputError, match=rf"example 0 \(from 0\) of the {of}: the gradient of 0, 2 is not finite"):
+            trace_layers(model, probe, reference, loss=square_root, score="gains")
     with pytest.raises(InputError, match="the reference is empty"):
-        trace_gains(model, examples(1), [], loss=squared_error)
+        trace_layers(model, examples(1), [], loss=squared_error, score="gains")
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from localopt.errors import InputError
-from localopt.tracing import layer_trace
+from localopt.tracing import tracefile
 from localopt.tracing.trace import LayerTrace, trace_layers
 from tests import tiny_models
 
@@ -223,7 +223,7 @@ def test_a_header_that_does_not_fit_is_a_damaged_file(tmp_path: Path, header: st
 
 
 def test_a_newer_file_is_refused_with_both_versions(tmp_path: Path) -> None:
-    header = {"format": layer_trace.FORMAT + 1, "anything": "else"}
+    header = {"format": tracefile.FORMAT + 1, "anything": "else"}
     save_file({"x": torch.ones(1)}, tmp_path / "trace", {"localopt.tracing.trace": json.dumps(header)})
     with pytest.raises(InputError, match=r"trace is a trace of format 2, and localopt .* up to 1: upgrade localopt"):
         LayerTrace.load(tmp_path / "trace")

@@ -211,7 +211,10 @@ def test_the_metadata_say_what_was_measured() -> None:
     metadata = trace_layers(model, data, data[:1]).metadata
     assert metadata["model"] == "someone/tiny"
     assert metadata["dtype"] == "float32"
-    assert (metadata["partition"], metadata["average"]) == ("sublayer", "norms")
+    assert (metadata["partition"], metadata["score"], metadata["average"]) == ("sublayer", "norms", "norms")
+    by_gains = trace_layers(model, data, data, score="gains").metadata
+    assert by_gains["score"] == "gains"
+    assert "average" not in by_gains
     assert (metadata["probe_examples"], metadata["reference_examples"]) == (2, 1)
     assert metadata["torch"] == torch.__version__
 
@@ -281,6 +284,10 @@ def test_wrong_arguments_are_refused() -> None:
     model, data = tiny_models.llama(1), [GOOD]
     with pytest.raises(ValueError, match="average must be 'norms' or 'gradients', not 'mean'"):
         trace_layers(model, data, data, average="mean")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="score must be 'norms' or 'gains', not 'norm'"):
+        trace_layers(model, data, data, score="norm")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="average='gradients' is a way to average norms"):
+        trace_layers(model, data, data, score="gains", average="gradients")
     once = iter(data)
     with pytest.raises(ValueError, match="the same iterator"):
         trace_layers(model, once, once)

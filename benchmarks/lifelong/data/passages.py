@@ -14,12 +14,15 @@ SPLITS = {"A": "dev", "B": "test"}  # a half's name in the prepared files
 
 
 def answers_in_passages(prepared: Path, half: str) -> list[Probe]:
-    """Each passage with the loss on the first mention of the answer it states."""
+    """Each passage with the loss on the answers it states: where the file says, or the first mention of the one."""
     answers = {row["fact"]: row["answer"] for _, row in json_lines(prepared / f"updated.{SPLITS[half]}.jsonl")}
     probes = []
     for _, row in json_lines(prepared / f"corpus_train.{SPLITS[half]}.jsonl"):
-        place = row["text"].find(answers[row["fact"]])
-        probes.append(Probe(row["text"], ((place, place + len(answers[row["fact"]])),), source=row["fact"]))
+        spans = tuple((begin, end) for begin, end in row.get("spans", []))
+        if not spans:
+            place = row["text"].find(answers[row["fact"]])
+            spans = ((place, place + len(answers[row["fact"]])),)
+        probes.append(Probe(row["text"], spans, source=row["fact"]))
     return probes
 
 

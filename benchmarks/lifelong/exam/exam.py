@@ -35,7 +35,8 @@ class Item:
     """One question of the exam: a phrasing of a fact, and its answers, the right one first.
 
     `part`: "A" or "B" for facts that are taught, else "near" or "far"; `split`: of the facts to keep; `group`: facts
-    of one group are not independent; `old`: whether the last answer is the one that used to be right.
+    of one group are not independent; `old`: whether the last answer is the one that used to be right; `kind`: of the
+    question, where there are several; `nearest`: whether the likeliest wrong answers are still to be chosen.
     """
 
     part: str
@@ -46,11 +47,14 @@ class Item:
     prompt: str
     answers: tuple[str, ...]
     old: bool = False
+    kind: str = ""
+    nearest: bool = False
 
     @classmethod
     def restored(cls, row: Row) -> Item:
         """From what `asdict` made of one, and JSON of that."""
-        return cls(**{**{name: row[name] for name in cls.__dataclass_fields__}, "answers": tuple(row["answers"])})
+        known = {name: row[name] for name in cls.__dataclass_fields__ if name in row}
+        return cls(**{**known, "answers": tuple(row["answers"])})
 
 
 def masked(item: Item) -> Item:
@@ -112,7 +116,7 @@ class Exam:
         return [nll.tolist() for nll in answer_losses(model, [self.trees[i] for i in chosen])]
 
     def settle(self, losses: Sequence[list[float]]) -> list[list[float]]:
-        """Leave the facts to keep that are known, with the wrong answers that come nearest to the right one.
+        """Leave the facts to keep that are known, and of many wrong answers those that come nearest to the right one.
 
         Known are those ranked first under both phrasings; as many stay as KEPT allows of each part and split.
 
@@ -131,13 +135,13 @@ class Exam:
             kept.update(_spread(list(facts), most))
         items, left = [], []
         for item, nll in zip(self.items, losses, strict=True):
-            if item.part in SPLITS:
+            if item.nearest or (item.part not in SPLITS and item.fact in kept):
+                nearest = [0, *sorted(range(1, len(nll)), key=lambda n: nll[n])[:WRONG]]
+                items.append(replace(item, answers=tuple(item.answers[n] for n in nearest), nearest=False))
+                left.append([nll[n] for n in nearest])
+            elif item.part in SPLITS:
                 items.append(item)
                 left.append(nll)
-            elif item.fact in kept:
-                nearest = [0, *sorted(range(1, len(nll)), key=lambda n: nll[n])[:WRONG]]
-                items.append(replace(item, answers=tuple(item.answers[n] for n in nearest)))
-                left.append([nll[n] for n in nearest])
         self._ask_about(items)
         return left
 
@@ -191,9 +195,11 @@ def _taught(half: str, rows: Sequence[Row]) -> list[Item]:
     count: Counter[str] = Counter()
     for row in rows:
         if count[row["fact"]] < PHRASINGS:
-            answers = (row["answer"], *row["distractors"][:WRONG], *([row["old"]] if row["old"] else []))
+            nearest, kind = row.get("nearest", False), row["kind"] if "nearest" in row else ""
+            wrong = row["distractors"] if nearest else row["distractors"][:WRONG]
+            answers = (row["answer"], *wrong, *([row["old"]] if row["old"] else []))
             about = half, half, row["fact"], f"{half}{row['group']}", count[row["fact"]]
-            items.append(Item(*about, row["prompt"], answers, bool(row["old"])))
+            items.append(Item(*about, row["prompt"], answers, bool(row["old"]), kind, nearest))
             count[row["fact"]] += 1
     return items
 

@@ -20,13 +20,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.lifelong.data.passages import SPLITS, answers_in_passages, lessons
 from benchmarks.lifelong.start import plain_text
-from localopt import trace_gains, trace_layers
+from localopt import trace_layers
 from localopt.layers import partition
 from localopt.pretraining.probes import Example, Probe, encode, read_probes
 from localopt.tracing.examples import one_by_one
 from localopt.tracing.gains import first_step
 from localopt.tracing.layer_trace import LayerTrace
-from localopt.tracing.measure import add_up, borrowed, example_name, example_squares, own_loss
+from localopt.tracing.lending import borrowed, trained_layers
+from localopt.tracing.measure import add_up, example_name, example_squares, own_loss
 
 EXAMPLES = 64
 SIDES = ("gain", "damage")
@@ -82,7 +83,7 @@ class Norms:
         key = f"gain/damage {half} {reference}"
         if key not in self.known:
             self.at_start()
-            trace = trace_gains(self.model, self.examples(half), self.examples(reference))
+            trace = trace_layers(self.model, self.examples(half), self.examples(reference), score="gains")
             self._keep(key, dict(zip(trace.layers, trace.relative_norms.tolist(), strict=True)))
         return self.known[key]
 
@@ -91,7 +92,7 @@ class Norms:
         key = f"gains and damages {half} {reference}"
         if key not in self.known:
             self.at_start()
-            trace = trace_gains(self.model, self.examples(half), self.examples(reference))
+            trace = trace_layers(self.model, self.examples(half), self.examples(reference), score="gains")
             pairs = zip(trace.layers, trace.probe_norms.tolist(), trace.reference_norms.tolist(), strict=True)
             self._keep(
                 key,
@@ -112,7 +113,9 @@ class Norms:
         key = f"joint rates {half} {reference}"
         if key not in self.known:
             self.at_start()
-            step = first_step(self.model, self.examples(half), self.examples(reference))
+            with borrowed(self.model):
+                sets = (one_by_one(self.examples(name), name) for name in (half, reference))
+                step = first_step(self.model, *sets, trained_layers(self.model, "sublayer"))
             cost = step.moves.T @ step.moves / len(step.moves)
             cost = (cost + cost.diag().diag()) / 2
             self._keep(key, dict(zip(step.layers, best_rates(step.gains, cost).tolist(), strict=True)))

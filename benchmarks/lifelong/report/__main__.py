@@ -62,6 +62,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     given.out.mkdir(parents=True, exist_ok=True)
     tables = [findings.methods(), findings.levels(), findings.contrasts(), findings.costs()]
+    if (kinds := findings.kinds()) is not None:
+        tables.insert(2, kinds)
     (given.out / "lifelong.html").write_text(page(findings, tables), encoding="utf-8")
     markdown = "\n\n".join(f"**{table.title}**\n\n{table.markdown()}\n\n{table.note}" for table in tables)
     (given.out / "lifelong-tables.md").write_text(markdown + "\n", encoding="utf-8")

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks.lifelong.methods.norms import Norms
 from benchmarks.lifelong.report.tables import Table
-from benchmarks.lifelong.start import place
+from benchmarks.lifelong.start import model_of, place
 from benchmarks.lifelong.training import Settings
 from benchmarks.stamp import stamp
 from localopt import trace_layers
@@ -43,12 +43,12 @@ MOST = 128  # examples of a set
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="stability", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="what prepare wrote")
-    parser.add_argument("--model", help="hub id, folder or GGUF file; default DATA/model")
+    parser.add_argument("--model", help="hub id, folder or GGUF file; default DATA/model, or that beside it")
     parser.add_argument("--start", type=Path, required=True, metavar="FILE", help="a sweep's start.safetensors")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     given = parser.parse_args(arguments)
     try:
-        result = measure(given.data, given.model or str(given.data / "model"), given.start)
+        result = measure(given.data, given.model or model_of(given.data), given.start)
     except (InputError, OSError) as error:
         print(f"stability: {error}", file=sys.stderr)
         sys.exit(2)
@@ -63,7 +63,7 @@ def measure(prepared: Path, name: str, file: Path) -> dict[str, object]:
     """For each half and reference, how traces from few examples compare with the trace from all."""
     model, tokenizer = load_model(name)
     place(model, load_file(file))
-    sets = Norms(Path(), prepared, model, tokenizer, Settings().length, lambda: None)
+    sets = Norms(Path(), prepared, model, tokenizer, Settings.of(prepared).length, lambda: None)
     examples = {kind: sets.examples(f"{kind}{MOST}") for kind in ("A", "B", "text", "kept")}
     norms: dict[str, Tensor] = {}
     for kind, some in track(examples.items(), "norms", console=Console(stderr=True), transient=True):

@@ -134,9 +134,12 @@ class Scores:
         self.texts = records.exam["texts"]
         self.draws, self.seed = draws, seed
 
-    def path(self, runs: Iterable[Row], split: str = "test") -> Path:
-        """The path of some runs, averaged; its forgetting is of the near facts and texts of one split."""
-        curves = [self._curves(run, split) for run in runs]
+    def path(self, runs: Iterable[Row], split: str = "test", kind: str | None = None) -> Path:
+        """The path of some runs, averaged; its forgetting is of the near facts and texts of one split.
+
+        With a `kind` its uptake is that of the questions of this kind.
+        """
+        curves = [self._curves(run, split, kind) for run in runs]
         means = (np.mean([[c.mean, *c.draws] for c in parts], axis=0) for parts in zip(*curves, strict=True))
         return Path(*(Curve(mean[0], mean[1:]) for mean in means))
 
@@ -151,15 +154,36 @@ class Scores:
         mean, draws = self._mean(*self._of_split(change[None], part, "test"))
         return float(mean[0]), draws[:, 0]
 
-    def _curves(self, run: Row, split: str) -> tuple[Curve, Curve, Curve, Curve, Curve]:
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of questions that are told apart, none in a set that has one."""
+        return list(dict.fromkeys(item["kind"] for item in self.items if item.get("kind")))
+
+    def _curves(self, run: Row, split: str, kind: str | None) -> tuple[Curve, Curve, Curve, Curve, Curve]:
         half, other = run["half"], "B" if run["half"] == "A" else "A"
         mine, near = self.places(half), self.places("near")
         theirs = [i for i in self.places(other) if self.items[i]["phrasing"] == 0]
-        gain = self._mean(self._change(run, "taught", mine), mine)
-        control = self._mean(self._change(run, "held", theirs), theirs)
+        gain = self._mean(*self._of_kind(self._change(run, "taught", mine), mine, kind))
+        control = self._mean(*self._of_kind(self._change(run, "held", theirs), theirs, kind))
         uptake = (one - np.maximum(other, 0.0) for one, other in zip(gain, control, strict=True))
         lost = self._mean(*self._of_split(-self._change(run, "near", near), "near", split))
         return Curve(*uptake), Curve(*gain), Curve(*control), Curve(*lost), self._text(run, split)
+
+    def answered(self, run: Row, kind: str) -> float:
+        """NLL a token of the right answers to the questions taught of one kind, at a run's end."""
+        places = self.places(run["half"])
+        return self._a_token(places, run["points"]["1.0"]["taught"], kind)
+
+    def answered_before(self, kind: str) -> float:
+        """The same at the first start, over both halves."""
+        answers = next(iter(self.records.starts.values()))["nll"]
+        places = [i for i, item in enumerate(self.items) if item.get("kind") == kind]
+        return self._a_token(places, [answers[i] for i in places], kind)
+
+    def _a_token(self, places: list[int], answers: list[list[float]], kind: str) -> float:
+        found = [(nll[0], self.items[i]["tokens"][0]) for i, nll in zip(places, answers, strict=True)
+                 if self.items[i].get("kind") == kind]  # fmt: skip
+        return sum(nll for nll, _ in found) / sum(tokens for _, tokens in found)
 
     def _text(self, run: Row, split: str) -> Curve:
         """How far the NLL of text rises."""
@@ -177,6 +201,10 @@ class Scores:
     def _of_split(self, values: Array, part: str, split: str) -> tuple[Array, list[int]]:
         places = self.places(part)
         chosen = [n for n, i in enumerate(places) if self.items[i]["split"] == split]
+        return values[:, chosen], [places[n] for n in chosen]
+
+    def _of_kind(self, values: Array, places: list[int], kind: str | None) -> tuple[Array, list[int]]:
+        chosen = [n for n, i in enumerate(places) if kind is None or self.items[i].get("kind") == kind]
         return values[:, chosen], [places[n] for n in chosen]
 
     def _change(self, run: Row, name: str, places: list[int]) -> Array:

@@ -182,6 +182,31 @@ class Findings:
         header += ["ratio at equal loss of near facts", "bound"]
         return Table.of_filled("Named comparisons", header, rows, note)
 
+    def kinds(self) -> Table | None:
+        """Uptake by kind of question, where a data set tells kinds apart."""
+        kinds = self.scores.kinds
+        header = ["method", "rate", "runs", *(f"{kind}: at the end" for kind in kinds)]
+        header += [f"{kind}: ratio to AdamW at equal WikiText" for kind in kinds]
+        header += [f"{kind}: NLL of the answer, nats a token" for kind in kinds]
+        rows = []
+        for method, runs in self.runs.items():
+            cells = self._shared([method])
+            row = [METHODS[method].about, f"{self.rates[method]:g}", _named(runs)]
+            row += [_with_interval(*self.scores.path(runs, kind=kind).uptake.end) for kind in kinds]
+            for kind in kinds:
+                baseline, mine = self._baseline(cells, kind), self._path(method, cells, kind)
+                theirs = self._path("adamw", cells, kind)
+                there = method != "adamw" and interval(baseline.text.end[1])[0] > 0
+                row.append(_ratio(compare([mine], [theirs], baseline, "text")) if there else "")
+            row += [f"{_mean(self.scores.answered(run, kind) for run in runs):.2f}" for kind in kinds]
+            rows.append(row)
+        starts = [f"{kind} {self.scores.answered_before(kind):.2f}" for kind in kinds]
+        note = (
+            "Uptake as above, of the questions of one kind alone. Ratio: where WikiText has risen alike, as in the "
+            "table above. NLL of the right answer at the end of training; before it " + ", ".join(starts) + "."
+        )
+        return Table.of_filled("By kind of question", header, rows, note) if kinds else None
+
     def costs(self) -> Table:
         """Time and memory of training, and the smaller measures."""
         header = ["method", "training, CPU s", "memory peak, MB", "new beats old", "greedy: exact", "greedy: F1"]
@@ -226,11 +251,11 @@ class Findings:
             return [max(there, key=lambda method: at[method])]
         return there
 
-    def _path(self, method: str, cells: set[Cell]) -> Path:
-        return self.scores.path(run for run in self.runs[method] if (run["half"], run["seed"]) in cells)
+    def _path(self, method: str, cells: set[Cell], kind: str | None = None) -> Path:
+        return self.scores.path((r for r in self.runs[method] if (r["half"], r["seed"]) in cells), kind=kind)
 
-    def _baseline(self, cells: set[Cell]) -> Path:
-        return self.scores.path(run for run in self.baseline if (run["half"], run["seed"]) in cells)
+    def _baseline(self, cells: set[Cell], kind: str | None = None) -> Path:
+        return self.scores.path((r for r in self.baseline if (r["half"], r["seed"]) in cells), kind=kind)
 
     def _compare(
         self, one: Sequence[str], other: Sequence[str], measure: Measure, cells: Collection[Cell] | None = None

@@ -37,7 +37,7 @@ class Padded(NamedTuple):
 def grouped(examples: Iterable[Batch], size: int | None) -> Iterator[list[Batch]]:
     """Yield lists of ``size`` examples, or of as many as fit in TOKENS positions; one list is read ahead at most.
 
-    Example:
+    Examples:
         >>> [len(group) for group in grouped([{"input_ids": torch.ones(1, 500)}] * 5, None)]
         [2, 2, 1]
     """
@@ -89,7 +89,7 @@ def losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         The losses, (B,), and the gradient of their sum for the logits, (B, T, V): (softmax - one-hot) / labeled tokens.
         Made here, in place, it needs half the memory and time that autograd takes for it.
 
-    Example:
+    Examples:
         >>> each, gradient = losses(torch.zeros(2, 3, 5), torch.tensor([[1, 2, 3], [1, -100, 4]]))
         >>> each, gradient[1, 1]
         (tensor([1.6094, 1.6094]), tensor([ 0.2000,  0.2000,  0.2000,  0.2000, -0.8000]))

@@ -27,7 +27,7 @@ class Batched:
     parameter by parameter. What no rule foresees (a loss that couples the rows, say) shows up there.
 
     Args:
-        model: as :func:`localopt.tracing.measure.borrowed` lends it.
+        model: as :func:`localopt.tracing.lending.borrowed` lends it.
         names: the parameters to measure.
         size: examples in a batch; None for as many as fit in ``localopt.tracing.ghost.batch.TOKENS`` positions.
         refusal: why not to batch, if the caller knows a reason.

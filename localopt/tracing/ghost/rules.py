@@ -47,7 +47,7 @@ def rows(values: Tensor, batch: int) -> Tensor:
 def gram(values: Tensor) -> Tensor:
     """Inner products of the positions of each example: (B, N, d) -> (B, N, N).
 
-    Example:
+    Examples:
         >>> gram(torch.tensor([[[1.0, 2.0], [0.0, 3.0]]]))
         tensor([[[5., 6.],
                  [6., 9.]]])
@@ -88,7 +88,7 @@ def lookup(ids: Tensor, outputs: Tensor) -> Tensor:
         ids: (B, N) int64.
         outputs: gradients of what was looked up, (B, N, d).
 
-    Example:
+    Examples:
         >>> lookup(torch.tensor([[7, 7], [7, 8]]), torch.ones(2, 2, 1)).tolist()
         [4.0, 2.0]
     """

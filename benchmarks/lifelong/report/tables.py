@@ -99,7 +99,7 @@ class Findings:
         """One row a method: where its path ends."""
         header = ["method", "rate", "runs", "weights a step", "uptake", "gain, taught", "gain, held out"]
         header += ["WikiText", "new entities"]
-        header += ["near facts lost", "near still first", "far facts lost"]
+        header += ["near facts lost", "near still first", "far facts lost", "written: exact", "F1", "KL to the start"]
         rows = []
         for method, runs in self.runs.items():
             path = self.paths[method]
@@ -109,19 +109,21 @@ class Findings:
             row += [f"{curve.mean[-1]:+.2f}" for curve in (path.gain, path.control)]
             row += [_with_interval(*path.text.end), f"{_mean(self._entities(run) for run in runs):+.2f}"]
             row += [_with_interval(*path.near.end), f"{_mean(self._first(run) for run in runs):.0%}"]
-            rows.append([*row, _with_interval(*far)])
+            rows.append([*row, _with_interval(*far), *self._written(runs), self._diverged(runs)])
         note = (
             "Scores are logs of the probability of the right answer among five, in nats; in brackets 95% intervals "
             "over facts or pieces of text. Uptake: score gained on facts taught, less what held-out facts gain. "
             "WikiText, new entities: rise of the NLL a token. Lost: score lost on facts to keep that are never traced. "
-            "Still first: under both phrasings."
+            "Still first: under both phrasings. Written: greedy decoding; before training "
+            + self._written_before()
+            + ". KL(start || model): on the passages taught, nats a token."
         )
-        return Table("What was learned and lost", header, rows, note)
+        return Table.of_filled("What was learned and lost", header, rows, note)
 
     def levels(self) -> Table:
         """One row a method: what it takes in where it forgets as much as AdamW does along its path."""
         header = ["method", "rate", "runs", "uptake at 25 / 50 / 75% of AdamW's rise on WikiText", "ratio to AdamW"]
-        header += ["near facts lost there"]
+        header += ["near facts lost there", "written at the end: exact", "F1"]
         header += ["at 25 / 50 / 75% of what AdamW loses of near facts", "ratio to AdamW"]
         rows = []
         for method in self.runs:
@@ -134,6 +136,7 @@ class Findings:
                 if measure == "text":
                     lost = lost_at_levels(self._path(method, cells), self._baseline(cells)) if cells else []
                     row.append(" / ".join(f"{nats:+.2f}" for nats in lost))
+                    row += self._written(self.runs[method])
             rows.append(row)
         note = (
             f"AdamW's rise and loss: those of its end at a rate of {self.baseline[0]['lr']:g}. Where it does not lose "
@@ -161,7 +164,7 @@ class Findings:
                 continue
             alone = (self._compare(one, other, "text", cells) for cells in apart)
             row = [about, ", ".join(text.cells), _ratio(text), "yes" if text.capped else "", *map(_ratio, alone)]
-            rows.append([*row, _ratio(near), "yes" if near and near.capped else ""])
+            rows.append([*row, _ratio(near), "yes" if near and near.capped else "", self._f1(one), self._f1(other)])
             values.append(text.p)
         for row, p in zip(rows, holm(values), strict=True):
             row.insert(3, f"{p:.3f}")
@@ -179,7 +182,7 @@ class Findings:
             "on half B alone",
             "other seeds",
         ]
-        header += ["ratio at equal loss of near facts", "bound"]
+        header += ["ratio at equal loss of near facts", "bound", "F1 written, the first", "the second"]
         return Table.of_filled("Named comparisons", header, rows, note)
 
     def kinds(self) -> Table | None:
@@ -188,6 +191,7 @@ class Findings:
         header = ["method", "rate", "runs", *(f"{kind}: at the end" for kind in kinds)]
         header += [f"{kind}: ratio to AdamW at equal WikiText" for kind in kinds]
         header += [f"{kind}: NLL of the answer, nats a token" for kind in kinds]
+        header += [f"{kind}: written, exact / F1" for kind in kinds]
         rows = []
         for method, runs in self.runs.items():
             cells = self._shared([method])
@@ -199,6 +203,7 @@ class Findings:
                 there = method != "adamw" and interval(baseline.text.end[1])[0] > 0
                 row.append(_ratio(compare([mine], [theirs], baseline, "text")) if there else "")
             row += [f"{_mean(self.scores.answered(run, kind) for run in runs):.2f}" for kind in kinds]
+            row += [" / ".join(self._written(runs, kind)) for kind in kinds]
             rows.append(row)
         starts = [f"{kind} {self.scores.answered_before(kind):.2f}" for kind in kinds]
         note = (
@@ -209,27 +214,40 @@ class Findings:
 
     def costs(self) -> Table:
         """Time and memory of training, and the smaller measures."""
-        header = ["method", "training, CPU s", "memory peak, MB", "new beats old", "greedy: exact", "greedy: F1"]
+        header = ["method", "training, CPU s", "memory peak, MB", "new beats old", "written: exact", "F1"]
         header += ["near facts lost after a reminder"]
         rows = []
         for method, runs in self.runs.items():
-            rows.append(
-                [METHODS[method].about, f"{_mean(r['train_cpu_seconds'] for r in runs):.0f}"]
-                + ["" if runs[0]["train_peak_mb"] is None else f"{_mean(r['train_peak_mb'] for r in runs):.0f}"]
-                + [f"{_mean(self._over_old(r) for r in runs):.0%}"]
-                + [f"{_mean(r['end'][name] for r in runs):.1%}" for name in ("exact", "f1")]
-                + [f"{_mean(self._relearned(run) for run in runs):+.2f}"]
-            )
-        before = list(self.records.starts.values())
-        start = ", ".join(
-            f"{name} {_mean(row[half][name] for row in before for half in ('A', 'B')):.1%}" for name in ("exact", "f1")
-        )
+            row = [METHODS[method].about, f"{_mean(r['train_cpu_seconds'] for r in runs):.0f}"]
+            row += ["" if runs[0]["train_peak_mb"] is None else f"{_mean(r['train_peak_mb'] for r in runs):.0f}"]
+            row += ["" if self._over_old(runs[0]) is None else f"{_mean(self._over_old(r) for r in runs):.0%}"]
+            rows.append([*row, *self._written(runs), f"{_mean(self._relearned(run) for run in runs):+.2f}"])
         note = (
             "CPU seconds of all threads, in training alone. New beats old: share of questions on facts taught where "
-            f"the new answer is likelier than the one before. Greedy decoding; before training {start}. After a "
+            "the new answer is likelier than the one before. Written: greedy decoding. After a "
             "reminder: ten other near facts, three steps; against the start after the same."
         )
-        return Table("Costs and smaller measures", header, rows, note)
+        return Table.of_filled("Costs and smaller measures", header, rows, note)
+
+    def _written(self, runs: Sequence[Row], kind: str | None = None) -> list[str]:
+        """Exact match and F1 of what is written at the end, of all questions decoded or of one kind."""
+        if kind is None:
+            return [f"{_mean(run['end'][name] for run in runs):.1%}" for name in ("exact", "f1")]
+        return [f"{_mean(_mean(self.scores.written(run, name, kind)) for run in runs):.1%}" for name in ("exact", "f1")]
+
+    def _f1(self, side: Sequence[str]) -> str:
+        return f"{_mean(run['end']['f1'] for method in side for run in self.runs.get(method, [])):.1%}"
+
+    def _written_before(self) -> str:
+        starts = list(self.records.starts.values())
+        means = {name: _mean(row[half][name] for row in starts for half in ("A", "B")) for name in ("exact", "f1")}
+        return ", ".join(f"{name} {mean:.1%}" for name, mean in means.items())
+
+    def _diverged(self, runs: Sequence[Row]) -> str:
+        """KL at the end; runs of before it was measured have none."""
+        if not all("kl" in run["points"]["1.0"] for run in runs):
+            return ""
+        return f"{_mean(_mean(run['points']['1.0']['kl']) for run in runs):.3f}"
 
     def _shared(self, methods: Sequence[str]) -> set[Cell]:
         """(half, seed) that all of these methods ran, and AdamW at the rate that sets the levels."""
@@ -285,11 +303,12 @@ class Findings:
         lost = {fact for n, fact in self._tested() if min(answers[n][1:]) <= answers[n][0]}
         return 1 - len(lost) / len({fact for _, fact in self._tested()})
 
-    def _over_old(self, run: Row) -> float:
-        """Share of the questions on facts taught where the new answer is likelier than the one before."""
+    def _over_old(self, run: Row) -> float | None:
+        """Share of the facts taught that had another answer before where the new one is likelier; None without any."""
         items = [self.scores.items[i] for i in self.scores.places(run["half"])]
         taught = zip(items, run["points"]["1.0"]["taught"], strict=True)
-        return _mean(nll[0] < nll[-1] for item, nll in taught if item["old"])
+        found = [nll[0] < nll[-1] for item, nll in taught if item["old"]]
+        return _mean(found) if found else None
 
     def _entities(self, run: Row) -> float:
         return float(run["end"]["entities"] - self.records.starts[run["start"]][run["half"]]["entities"])

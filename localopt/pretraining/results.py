@@ -44,6 +44,8 @@ def history_table(history: History) -> Table:
         if chosen:
             cells.append(f"{entry['share_updated']:.0%}" if "share_updated" in entry else "")
         table.add_row(*cells)
+    if len(history.scores) == 1:
+        return table
     table.add_section()
     last = history.scores[-1]["sets"] if history.budget is None else _kept(history)["sets"]
     change = [_change(history.scores[0]["sets"][name], last[name]) for name in names]

@@ -62,10 +62,10 @@ class WithinBudget:
     Attributes:
         share: how far the model was moved from the start, in [0, 1]; it is there now.
         path: every (share, score) that was evaluated, from the start (0) to the end (1).
-        tried: the same shares in the order they were evaluated in.
         rise: what was allowed.
         end: the weights of the end by name, where they differ from the start: ``interpolate(model, found.end, 0)``
             goes back there, bit for bit.
+        tried: the shares of the path in the order they were evaluated in.
 
     Examples:
         >>> found = WithinBudget(0.5, ((0.0, 3.0), (0.5, 3.25), (1.0, 4.0)), rise=0.25, end={})
@@ -75,9 +75,9 @@ class WithinBudget:
 
     share: float
     path: tuple[tuple[float, float], ...]
-    tried: tuple[float, ...]
     rise: float
     end: Mapping[str, Tensor] = field(repr=False, compare=False)
+    tried: tuple[float, ...] = ()
 
     @property
     def start_score(self) -> float:
@@ -156,7 +156,7 @@ def share_within(
         _move(end, pairs, dict.fromkeys(pairs, 1.0))
         raise
     _move(end, pairs, dict.fromkeys(pairs, low))
-    return WithinBudget(low, tuple(sorted(seen.items())), tuple(seen), rise, end)
+    return WithinBudget(low, tuple(sorted(seen.items())), rise, end, tuple(seen))
 
 
 def check_rise(rise: float) -> None:

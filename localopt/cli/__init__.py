@@ -1,4 +1,4 @@
-"""The command line: ``localopt demo``, ``trace``, ``train``, ``compare``, ``eval``; a file a command.
+"""The command line: ``localopt demo``, ``trace``, ``train``, ``compare``, ``eval``, ``export``; a file a command.
 
 Every mistake in the input is one message on standard error and exit code 2; results go to standard output, progress to
 standard error.
@@ -15,7 +15,7 @@ import typer
 from rich.text import Text
 
 from localopt import __version__
-from localopt.cli import compare, demo, evaluate, trace, train
+from localopt.cli import compare, demo, evaluate, export, trace, train
 from localopt.cli.shared import err_console
 from localopt.errors import InputError
 from localopt.outside import one_line
@@ -65,6 +65,7 @@ app.command()(_complete(trace.trace))
 app.command()(_complete(train.train))
 app.command()(_complete(compare.compare))
 app.command(name="eval")(_complete(evaluate.evaluate))
+app.command()(_complete(export.export))
 
 
 def main(arguments: list[str] | None = None) -> None:

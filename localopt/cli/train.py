@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +24,8 @@ from localopt.cli.shared import (
 from localopt.errors import InputError, writing
 
 SCORED = 256  # probes, or pieces of text, that a set is scored on after every epoch
+if TYPE_CHECKING:
+    from localopt.pretraining.history import History
 
 
 def train(
@@ -83,6 +87,9 @@ def train(
     bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16 autocast; weights stay float32.")] = False,
     seed: Annotated[int, typer.Option(help="Order of the sequences, and dropout.", min=0)] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR, if there is one.")] = False,
+    keep_checkpoints: Annotated[
+        bool, typer.Option("--keep-checkpoints", help="Leave the last checkpoints in DIR when the run is finished.")
+    ] = False,
 ) -> None:
     """Continue a model's pretraining on new text, scoring it before and after every epoch.
 
@@ -92,17 +99,20 @@ def train(
     A run that was stopped goes on from its last checkpoint with the same command and --resume. `torchrun -m localopt
     train ...` shares each step's sequences among several processes.
     """
-    from localopt.pretraining.history import refuse_taken
+    from localopt.pretraining.history import History, refuse_taken
+    from localopt.pretraining.lock import held, refuse_held
     from localopt.pretraining.settings import Settings
 
     settings = Settings(method, lr, epochs, batch_size, seq_len, bf16, seed, anchor_decay, budget)
+    refuse_held(out)
+    if resume and (out / "model").exists() and ((out / "checkpoints").exists() or os.environ.get("RANK", "0") != "0"):
+        with held(out) if os.environ.get("RANK", "0") == "0" else nullcontext():  # all but the end was done
+            _end(out, History.load(out / "history.json"), keep_checkpoints)
+        return
     refuse_taken(out, resume)
     refuse_missing(*corpus, reference)
 
-    from localopt.pretraining.auto import TRACE
     from localopt.pretraining.probes import read_corpus
-    from localopt.pretraining.processes import processes
-    from localopt.pretraining.results import save_pictures, tables
     from localopt.pretraining.scoring import read_sets
     from localopt.pretraining.train import train as run
     from localopt.tracing.layer_trace import LayerTrace
@@ -117,16 +127,39 @@ def train(
             raise InputError(f"{trace}: holds gains, not norms, so online cannot use it: choose freeze or rescale.")
     with resumable(out):
         history = run(
-            placed(network), tokenizer, texts, out, settings, trace=known, sets=sets, resume=resume, progress=True
+            placed(network),
+            tokenizer,
+            texts,
+            out,
+            settings,
+            trace=known,
+            sets=sets,
+            resume=resume,
+            progress=True,
+            keep_checkpoints=True,  # until table and picture are there: then the end can be done again
         )
+    _end(out, history, keep_checkpoints)
+
+
+def _end(out: Path, history: History, keep_checkpoints: bool) -> None:
+    """Show what a finished run did, and remove its checkpoints."""
+    from localopt.pretraining.auto import TRACE
+    from localopt.pretraining.checkpoints import prune
+    from localopt.pretraining.processes import processes
+    from localopt.pretraining.results import save_pictures, tables
+    from localopt.tracing.layer_trace import LayerTrace
+
     if not processes().is_main_process:
         return
-    for table in tables(history):
+    shown = tables(history)
+    for table in shown:
         out_console.print(table)
     made = out / TRACE
     with writing(out):
         pictures = save_pictures(history, LayerTrace.load(made) if made.exists() else None, out)
-    if sets and not (out / "learning-forgetting.png").exists():
+    if shown and not (out / "learning-forgetting.png").exists():
         err_console.print("no picture: learning against forgetting needs --probe and --reference")
+    if not keep_checkpoints:
+        prune(out / "checkpoints")
     end = out / "model-end"
     say_written(out / "model", end if end.exists() else None, out / "history.json", *pictures)

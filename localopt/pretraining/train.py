@@ -20,7 +20,9 @@ from localopt.optimizer import LocalizedOptimizer
 from localopt.pretraining import announce
 from localopt.pretraining.auto import Material, own_samples
 from localopt.pretraining.budget import keep_within
+from localopt.pretraining.checkpoints import prune, where_to_go_on
 from localopt.pretraining.history import History, fingerprint, refuse_taken
+from localopt.pretraining.lock import alone_in_its_folder
 from localopt.pretraining.models import save_model
 from localopt.pretraining.optimizers import make_optimizer
 from localopt.pretraining.probes import Probe, encode_text
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+@alone_in_its_folder
 def train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -45,11 +48,12 @@ def train(
     sets: Sequence[ScoredSet] = (),
     resume: bool = False,
     progress: bool = False,
+    keep_checkpoints: bool = False,
 ) -> History:
     """Continue a model's pretraining on documents, and save it.
 
-    Writes ``OUT/history.json`` (what was asked, and the scores), ``OUT/checkpoints`` (the last two) and, at the end,
-    ``OUT/model``. "auto" without a trace also writes ``OUT/trace.safetensors`` and, without a reference,
+    Writes ``OUT/history.json`` (what was asked, and the scores), ``OUT/checkpoints`` (the last two, until the end) and,
+    at the end, ``OUT/model``. "auto" without a trace also writes ``OUT/trace.safetensors`` and, without a reference,
     ``OUT/own-text.jsonl``. With a forgetting budget that the end does not keep to, ``OUT/model`` is the model on the
     way that does, and ``OUT/model-end`` that of the end of training.
 
@@ -69,14 +73,16 @@ def train(
             there is none, "auto" and a budget take text that the model writes itself, before it is trained.
         resume: go on from the last whole checkpoint in ``out``; starts anew if there is none.
         progress: show bars with the remaining time on standard error.
+        keep_checkpoints: leave the last two where they are when the run is finished.
 
     Raises:
-        InputError: ``out`` is not empty, or with ``resume`` is of another run or a finished one; the trace is missing;
-            sequences longer than the model can read; a reference is needed and the model cannot write one; a step's
-            sequences cannot be shared out evenly; a checkpoint or the model cannot be written.
+        InputError: another run is at work in ``out``; ``out`` is not empty, or with ``resume`` is of another run or a
+            finished one; the trace is missing; sequences longer than the model can read; a reference is needed and the
+            model cannot write one; a step's sequences cannot be shared out evenly; a checkpoint or the model cannot be
+            written; the run diverged.
         ValueError: the trace is of other layers.
     """
-    from localopt.pretraining.trainer import fit, last_checkpoint  # transformers' Trainer takes seconds to import
+    from localopt.pretraining.trainer import fit  # transformers' Trainer takes seconds to import
 
     out = Path(out)
     here = processes()
@@ -131,8 +137,7 @@ def train(
         if progress and sets:
             say(announce.scores(entry, history.scores[0]))
 
-    with here.main_process_first():  # which removes what is half-written
-        checkpoint = last_checkpoint(out / "checkpoints")
+    checkpoint = where_to_go_on(out / "checkpoints")
     if checkpoint is None:
         score(0, 0)
     folder = out / "checkpoints"
@@ -144,6 +149,8 @@ def train(
         save()
     if here.is_main_process:
         save_model(model, tokenizer, out / "model")
+        if not keep_checkpoints:
+            prune(folder)
     here.wait_for_everyone()
     return history
 

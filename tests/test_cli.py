@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import matplotlib.image
@@ -60,7 +62,7 @@ def tracing(folder: Path) -> list[object]:
 
 def training(folder: Path, *more: object) -> list[object]:
     corpus = ["--corpus", folder / "corpus.txt", "--seq-len", 32, "--epochs", 1, "--lr", 1e-3]
-    return [folder / "model", *corpus, *more]
+    return [folder / "model", *corpus, "--method", "online", *more]  # the last of two methods counts
 
 
 def cells(table: str) -> list[list[str]]:
@@ -84,6 +86,7 @@ def test_localopt_alone_shows_its_commands() -> None:
         "demo",
         "trace",
         "train",
+        "compare",
         "eval",
         "export",
     ]
@@ -104,9 +107,13 @@ def test_results_go_to_standard_output_and_progress_with_the_remaining_time_to_s
 ) -> None:
     result = run("train", *training(inputs, *scored(inputs)), "--out", tmp_path / "out")
     assert result.returncode == 0
-    assert [row[0] for row in cells(result.stdout)] == ["before", "epoch 1"]
-    assert "it/s" not in result.stdout
-    assert re.search(r"100%.*3/3 \[\d+:\d+<\d+:\d+, .*loss=\d", result.stderr)
+    assert [row[0] for row in cells(result.stdout)] == ["before", "epoch 1", "change"]
+    assert re.search(r"^step 3 of 3, loss \d+\.\d+, 0:00:00 left$", result.stderr, re.MULTILINE)
+    assert re.search(
+        r"^epoch 1: news \d\.\d+ \([-+]\d\.\d+\), \d+% ranked first; reference", result.stderr, re.MULTILINE
+    )
+    assert "it/s" not in result.stdout + result.stderr
+    assert "\r" not in result.stdout + result.stderr
     assert f"written: {tmp_path / 'out' / 'model'}" in result.stderr
     assert "Warning" not in result.stderr
 
@@ -289,6 +296,102 @@ def test_train_begins_anew_where_there_is_nothing_to_resume(inputs: Path, tmp_pa
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
 
 
+def test_train_needs_nothing_but_a_model_and_a_corpus(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = [inputs / "model", "--corpus", inputs / "corpus.txt", "--out", out, "--seq-len", 64, "--epochs", 1]
+    assert call("train", *arguments) == 0
+    printed, said = capsys.readouterr()
+    assert [row[0] for row in cells(printed)] == ["before", "epoch 1", "change"]
+    history = History.load(out / "history.json")
+    trace = LayerTrace.load(out / "trace.safetensors")
+    assert history.settings["method"] == "auto"
+    assert f"trains {len(history.trained_layers)} of {len(trace.layers)} layers (" in said
+    assert f"peak learning rate {history.rate:g}: 1.24% of the root mean square" in said
+    assert "decay toward the start: selective (SPD, arXiv 2411.01713), strength 1" in said
+    for picture in ("trace.png", "learning-forgetting.png"):
+        assert matplotlib.image.imread(out / picture).std() > 0
+        assert str(out / picture) in said.replace("\n", "")
+
+
+def test_a_budget_is_kept_to_and_the_way_back_shown(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    settings = ["--method", "full", "--lr", 1e-2, "--budget", 0.2, "--out", out]
+    assert call("train", *training(inputs, *scored(inputs), *settings)) == 0
+    history = History.load(out / "history.json")
+    assert history.budget is not None
+    printed, said = capsys.readouterr()
+    rows = {row[0]: row for row in cells(printed)}
+    assert f"{history.budget['share']:.1%}" in rows
+    assert {"0.0%", "100.0%"} <= rows.keys()
+    assert f"{out / 'model'}, " in said
+    kept, tokenizer = load_model(str(out / "model"))
+    start, _ = load_model(str(inputs / "model"))
+    texts = read_corpus(inputs / "corpus.txt")
+    rise = evaluate_text(kept, tokenizer, texts).nll - evaluate_text(start, tokenizer, texts).nll
+    assert rise <= 0.2 + 1e-4
+
+
+# -- compare, version, help -------------------------------------------------------------------------------------------
+
+
+def test_compare_shows_runs_from_one_start(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, rate in (("slow", 1e-4), ("fast", 1e-3)):
+        assert (
+            call(
+                "train", *training(inputs, *scored(inputs)), "--method", "full", "--lr", rate, "--out", tmp_path / name
+            )
+            == 0
+        )
+    capsys.readouterr()
+    assert call("compare", tmp_path / "slow", tmp_path / "fast", "--plot", tmp_path / "both.png") == 0
+    printed, said = capsys.readouterr()
+    assert [row[1:3] for row in cells(printed) if row[1]] == [["full", "0.0001"], ["full", "0.001"]]
+    assert f"written: {tmp_path / 'both.png'}" in said
+    assert matplotlib.image.imread(tmp_path / "both.png").std() > 0
+
+
+def test_the_version_and_help_need_nothing_heavy() -> None:
+    code = (
+        "import sys, localopt.cli\n"
+        "try: localopt.cli.main(sys.argv[1:])\n"
+        "except SystemExit as stop: code = stop.code\n"
+        "print(code, [name for name in ('torch', 'numpy', 'transformers') if name in sys.modules])"
+    )
+    mistaken = ["train", "model", "--corpus", "missing.txt", "--out", "out"]
+    for arguments, expected in ((["--version"], 0), (["-h"], 0), (["train", "-h"], 0), (mistaken, 2)):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120)
+        assert done.stdout.splitlines()[-1] == f"{expected} []", done
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_says_how_it_goes_on(sent: signal.Signals, inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["train", *training(inputs, "--out", out, "--method", "full"), "--epochs", "10000"]
+    command = [str(Path(sys.executable).with_name("localopt")), *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while not list(out.glob("checkpoints/checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + sent
+    assert errors.splitlines()[-1] == (
+        f"localopt: {out}: the run was stopped; the same command with --resume goes on from its last checkpoint."
+    )
+    assert "Traceback" not in errors
+
+
+def test_eval_scores_as_many_as_it_is_told(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("eval", inputs / "model", *scored(inputs), "--limit", 1, "--seq-len", 32, "--json") == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert {name: score["examples"] for name, score in scores.items()} == {"news": 1, "reference": 1}
+    assert scores["reference"]["tokens"] == 31
+
+
 # -- mistakes ---------------------------------------------------------------------------------------------------------
 
 
@@ -408,8 +511,10 @@ def test_numbers_out_of_range_are_refused(
         (["--method", "freeze"], 'method "freeze" needs a trace'),
         (["--method", "rescale"], 'method "rescale" needs a trace'),
         (["--method", "full", "--trace", "TRACE"], 'method "full" trains every layer and has no use for a trace'),
-        (["--method", "lora"], "the method must be one of full, freeze, rescale, online, not 'lora'"),
+        (["--method", "lora"], "the method must be one of auto, full, freeze, rescale, online, not 'lora'"),
         (["--lr", "0"], "the learning rate must be a number above 0, not 0.0"),
+        (["--anchor-decay", "2"], "the anchor decay must be a strength from 0 (none) to 1, not 2.0"),
+        (["--budget", "0"], "the forgetting budget must be a number of nats a token above 0, not 0.0"),
         (["--lr", "nan"], "the learning rate must be a number above 0, not nan"),
         (["--method", "freeze", "--trace", "missing.safetensors"], "missing.safetensors cannot be read"),
         (["--seq-len", "129"], "the model reads at most 128 tokens at once, not 129"),

@@ -1,4 +1,4 @@
-"""The command line: ``localopt demo``, ``eval``, ``export``, ``trace``, ``train``; a file a command.
+"""The command line: ``localopt demo``, ``trace``, ``train``, ``compare``, ``eval``, ``export``; a file a command.
 
 Every mistake in the input is one message on standard error and exit code 2; results go to standard output, progress to
 standard error.
@@ -9,24 +9,42 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
-from localopt.cli import demo, evaluate, export, trace, train
+from localopt import __version__
+from localopt.cli import compare, demo, evaluate, export, trace, train
 from localopt.cli.shared import err_console
 from localopt.errors import InputError
 from localopt.outside import one_line
 
 __all__ = ["app", "main"]
 
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"localopt {__version__}", flush=True)
+        raise typer.Exit
+
+
 app = typer.Typer(
     help="Keep a language model up to date: find the layers new knowledge lives in, train those, leave the rest alone.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_say_version)
+    ] = False,
+) -> None:
+    """Take what stands before a command."""
 
 
 def _complete(command: Callable[..., None]) -> Callable[..., None]:
@@ -45,6 +63,7 @@ def _complete(command: Callable[..., None]) -> Callable[..., None]:
 app.command()(_complete(demo.demo))
 app.command()(_complete(trace.trace))
 app.command()(_complete(train.train))
+app.command()(_complete(compare.compare))
 app.command(name="eval")(_complete(evaluate.evaluate))
 app.command()(_complete(export.export))
 
@@ -55,10 +74,6 @@ def main(arguments: list[str] | None = None) -> None:
     Whatever cannot be read, fitted in memory or written is one line and exit code 2. LOCALOPT_TRACEBACK=1 in the
     environment shows where it was raised.
     """
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one for every file, among ours
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # hints for those who call it themselves
     try:
         app(arguments)
     except _ABOUT_THE_INPUT as error:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from localopt.cli.shared import Model, Probes, Reference, out_console, placed
+from localopt.cli.shared import Model, Probes, Reference, loaded, out_console, placed, refuse_missing
 from localopt.errors import InputError
 
 
@@ -15,19 +15,28 @@ def evaluate(
     probe: Probes = None,
     reference: Reference = None,
     batch_size: Annotated[int, typer.Option(help="Examples scored at a time.", min=1)] = 8,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            help="Score at most this many probes, or pieces of text, of each file, spaced evenly; by default all.",
+            min=1,
+        ),
+    ] = None,
+    seq_len: Annotated[int, typer.Option(help="Tokens of a piece of text.", min=2)] = 512,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Score a model: loss and perplexity of the probes' spans, and the share of answers ranked first.
 
     The loss (NLL) is in nats a token. An answer is ranked first if greedy decoding after its prompt would write it.
     """
-    from localopt.pretraining.models import load_model
+    if not probe and reference is None:
+        raise InputError("nothing to score: give --probe NAME=FILE or --reference FILE.")
+    refuse_missing(reference)
+
     from localopt.pretraining.scoring import read_sets, score_sets, score_table, scores_to_json
 
-    sets = read_sets(probe or [], reference)
-    if not sets:
-        raise InputError("nothing to score: give --probe NAME=FILE or --reference FILE.")
-    network, tokenizer = load_model(model)
+    sets = read_sets(probe or [], reference, limit=limit, length=seq_len)
+    network, tokenizer = loaded(model)
     scores = score_sets(placed(network), tokenizer, sets, batch_size=batch_size, progress=True)
     if as_json:
         print(scores_to_json(scores), flush=True)  # so that a full disk is noticed here

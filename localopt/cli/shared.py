@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +35,17 @@ Reference = Annotated[
 ]
 
 
+def loaded(name: str) -> tuple[Any, Any]:
+    """Load a model and its tokenizer, without the bars and hints of transformers."""
+    from transformers.utils import logging
+
+    from localopt.pretraining.models import load_model
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one for every file, among ours
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # hints for those who call it themselves
+    return load_model(name)
+
+
 def placed(network: Any) -> Any:
     """Put a model on this process's accelerator, if there is one."""
     from localopt.pretraining.processes import processes
@@ -54,13 +69,6 @@ def say_written(*paths: Path | None) -> None:
     err_console.print(shown(f"written: {written}"), highlight=False, soft_wrap=True)
 
 
-def evenly(items: list[Any], limit: int | None) -> list[Any]:
-    """At most ``limit`` of the items, spaced evenly: files are often sorted by topic."""
-    if limit is None or limit >= len(items):
-        return items
-    return [items[i * len(items) // limit] for i in range(limit)]
-
-
 def refuse_existing(*paths: Path | None) -> None:
     for path in paths:
         if path is not None and path.exists():
@@ -69,3 +77,36 @@ def refuse_existing(*paths: Path | None) -> None:
             raise InputError(f"{path}: there is no folder {path.parent}: make it first.")
         if path is not None and not os.access(path.parent, os.W_OK):
             raise InputError(f"{path}: {path.parent} cannot be written to: name another folder.")
+
+
+def refuse_missing(*paths: Path | None) -> None:
+    """Raise InputError for a file that is not there, before anything heavy is imported to read it."""
+    for path in paths:
+        if path is not None and not path.exists():
+            raise InputError(f"{path}: no such file: check the path.")
+
+
+@contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """Where the run in ``out`` is stopped, by Ctrl-C or by the system's SIGTERM, say how it goes on."""
+    caught = signal.SIGINT
+
+    def stop(number: int, _: object) -> None:
+        nonlocal caught
+        caught = signal.Signals(number)
+        raise KeyboardInterrupt
+
+    inside = threading.current_thread() is threading.main_thread()  # where alone signals can be handled
+    before = signal.signal(signal.SIGTERM, stop) if inside else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            remedy = "the same command with --resume goes on from its last checkpoint"
+            begun = (out / "history.json").exists()
+            said = f"{out}: the run was stopped; {remedy}" if begun else f"{out}: stopped before the run had begun"
+            err_console.print(f"localopt: {said}.", markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(128 + caught) from None
+    finally:
+        if inside:
+            signal.signal(signal.SIGTERM, before)

@@ -7,9 +7,10 @@ from typing import Annotated, cast, get_args
 
 import typer
 
-from localopt.cli.shared import Model, evenly, out_console, placed, refuse_existing, say_written
+from localopt.cli.shared import Model, loaded, out_console, placed, refuse_existing, say_written
 from localopt.errors import InputError, writing
 from localopt.layers import Mode
+from localopt.pretraining.textfiles import evenly
 
 
 def trace(
@@ -32,7 +33,6 @@ def trace(
     In the table, "FP trains" is what `train --method freeze` does, "ALR" the factor on the rate by `--method rescale`.
     """
     from localopt.plots import check_picture
-    from localopt.pretraining.models import load_model
     from localopt.pretraining.probes import encode, read_probes, read_reference
     from localopt.pretraining.processes import processes
     from localopt.pretraining.settings import refuse_longer
@@ -53,7 +53,7 @@ def trace(
     if by == "gains" and several:
         raise InputError(f"--by gains needs one process, and this is one of {here.num_processes}: leave torchrun out.")
     probes = evenly(read_probes(probe), limit)
-    network, tokenizer = load_model(model)
+    network, tokenizer = loaded(model)
     refuse_longer(seq_len, network)
     examples = encode(probes, tokenizer, seq_len)
     references = evenly(read_reference(reference, tokenizer, seq_len), limit)

@@ -9,9 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from localopt.cli.shared import Model, Probes, Reference, check_trace, err_console, out_console, placed, say_written
+from localopt.cli.shared import (
+    Model,
+    Probes,
+    check_trace,
+    err_console,
+    loaded,
+    out_console,
+    placed,
+    refuse_missing,
+    resumable,
+    say_written,
+)
 from localopt.errors import InputError, writing
 
+SCORED = 256  # probes, or pieces of text, that a set is scored on after every epoch
 if TYPE_CHECKING:
     from localopt.pretraining.history import History
 
@@ -33,21 +45,42 @@ def train(
     method: Annotated[
         str,
         typer.Option(
-            help="Which layers: full (all), freeze (only those the trace chose), rescale (all, at rates from the "
-            "trace), online (chosen anew at every step)."
+            help="auto: trains the layers that a trace of the corpus chooses, held near their start. full: all layers. "
+            "freeze: only those the trace chose. rescale: all, at rates from the trace. online: chosen anew at every "
+            "step."
         ),
-    ] = "online",
+    ] = "auto",
     trace: Annotated[
         Path | None,
         typer.Option(
-            help="What `localopt trace` wrote: for freeze and rescale; online then sees norms relative to its "
-            "reference.",
+            help="What `localopt trace` wrote: for freeze and rescale; auto then makes none; online then sees norms "
+            "relative to its reference.",
             metavar="FILE",
         ),
     ] = None,
     probe: Probes = None,
-    reference: Reference = None,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-5,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="What the model should keep: ordinary text, or a probe file of facts. Without it, auto and --budget "
+            "take text that the model writes itself.",
+            metavar="FILE",
+        ),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Peak learning rate. By default auto takes it from the size of the weights; others: 5e-5."),
+    ] = None,
+    anchor_decay: Annotated[
+        float | None,
+        typer.Option(
+            help="How strongly weights are held near their start, 0 (not) to 1. By default 1 for auto, 0 for others."
+        ),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Forget at most this much: rise of the reference's loss, in nats a token, such as 0.05."),
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the corpus.", min=1)] = 3,
     batch_size: Annotated[int, typer.Option(help="Sequences a step, of all processes together.", min=1)] = 8,
     seq_len: Annotated[int, typer.Option(help="Tokens a sequence.", min=2)] = 256,
@@ -60,65 +93,73 @@ def train(
 ) -> None:
     """Continue a model's pretraining on new text, scoring it before and after every epoch.
 
-    A run that was killed goes on from its last checkpoint with the same command and --resume. `torchrun -m localopt
+    With nothing but a corpus it finds the layers that the text needs most for what that costs the model's own text,
+    trains those, holds them near their start, and shows what was learned and forgotten.
+
+    A run that was stopped goes on from its last checkpoint with the same command and --resume. `torchrun -m localopt
     train ...` shares each step's sequences among several processes.
     """
-    from localopt.pretraining.history import History
+    from localopt.pretraining.history import History, refuse_taken
     from localopt.pretraining.lock import held, refuse_held
-    from localopt.pretraining.models import load_model
-    from localopt.pretraining.probes import read_corpus
-    from localopt.pretraining.scoring import read_sets
     from localopt.pretraining.settings import Settings
-    from localopt.pretraining.train import refuse_taken
-    from localopt.pretraining.train import train as run
-    from localopt.tracing.layer_trace import LayerTrace
 
+    settings = Settings(method, lr, epochs, batch_size, seq_len, bf16, seed, anchor_decay, budget)
     refuse_held(out)
     if resume and (out / "model").exists() and ((out / "checkpoints").exists() or os.environ.get("RANK", "0") != "0"):
         with held(out) if os.environ.get("RANK", "0") == "0" else nullcontext():  # all but the end was done
             _end(out, History.load(out / "history.json"), keep_checkpoints)
         return
     refuse_taken(out, resume)
-    settings = Settings(method, lr, epochs, batch_size, seq_len, bf16, seed)
+    refuse_missing(*corpus, reference)
+
+    from localopt.pretraining.probes import read_corpus
+    from localopt.pretraining.scoring import read_sets
+    from localopt.pretraining.train import train as run
+    from localopt.tracing.layer_trace import LayerTrace
+
     texts = [text for path in corpus for text in read_corpus(path)]
-    sets = read_sets(probe or [], reference)
-    loaded = None if trace is None else LayerTrace.load(trace)
-    network, tokenizer = load_model(model)
-    if loaded is not None:
-        check_trace(loaded, trace, network)
-        if loaded.holds_gains and method == "online":
+    sets = read_sets(probe or [], reference, limit=SCORED)
+    known = None if trace is None else LayerTrace.load(trace)
+    network, tokenizer = loaded(model)
+    if known is not None:
+        check_trace(known, trace, network)
+        if known.holds_gains and method == "online":
             raise InputError(f"{trace}: holds gains, not norms, so online cannot use it: choose freeze or rescale.")
-    network = placed(network)
-    history = run(
-        network,
-        tokenizer,
-        texts,
-        out,
-        settings,
-        trace=loaded,
-        sets=sets,
-        resume=resume,
-        progress=True,
-        keep_checkpoints=True,  # until table and picture are there: then the end can be done again
-    )
+    with resumable(out):
+        history = run(
+            placed(network),
+            tokenizer,
+            texts,
+            out,
+            settings,
+            trace=known,
+            sets=sets,
+            resume=resume,
+            progress=True,
+            keep_checkpoints=True,  # until table and picture are there: then the end can be done again
+        )
     _end(out, history, keep_checkpoints)
 
 
 def _end(out: Path, history: History, keep_checkpoints: bool) -> None:
     """Show what a finished run did, and remove its checkpoints."""
+    from localopt.pretraining.auto import TRACE
     from localopt.pretraining.checkpoints import prune
     from localopt.pretraining.processes import processes
-    from localopt.pretraining.results import history_table, save_picture
+    from localopt.pretraining.results import save_pictures, tables
+    from localopt.tracing.layer_trace import LayerTrace
 
     if not processes().is_main_process:
         return
-    sets = bool(history.scores and history.scores[0]["sets"])
-    if sets:
-        out_console.print(history_table(history))
-    with writing(out / "learning-forgetting.png"):
-        picture = save_picture(history, out / "learning-forgetting.png")
-    if picture is None and sets:
+    shown = tables(history)
+    for table in shown:
+        out_console.print(table)
+    made = out / TRACE
+    with writing(out):
+        pictures = save_pictures(history, LayerTrace.load(made) if made.exists() else None, out)
+    if shown and not (out / "learning-forgetting.png").exists():
         err_console.print("no picture: learning against forgetting needs --probe and --reference")
     if not keep_checkpoints:
         prune(out / "checkpoints")
-    say_written(out / "model", out / "history.json", picture)
+    end = out / "model-end"
+    say_written(out / "model", end if end.exists() else None, out / "history.json", *pictures)

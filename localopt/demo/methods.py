@@ -16,9 +16,9 @@ from torch.optim import Optimizer
 from localopt.demo.training import Effort
 from localopt.optimizer import LocalizedOptimizer
 from localopt.policies.rules import Everything
+from localopt.pretraining.optimizers import make_optimizer
 from localopt.pretraining.probes import Example
 from localopt.pretraining.settings import Settings
-from localopt.pretraining.train import make_optimizer
 from localopt.steps.anchor import AnchorDecay
 
 if TYPE_CHECKING:

@@ -123,6 +123,13 @@ def evaluate_text(
     """Score a causal language model on ordinary text, packed into chunks of `length` tokens (`probes.encode_text`)."""
     limit = positions(model)
     examples = encode_text(texts, tokenizer, min(length, limit) if limit else length)
+    return evaluate_examples(model, examples, batch_size=batch_size, progress=progress)
+
+
+def evaluate_examples(
+    model: nn.Module, examples: Sequence[Example], *, batch_size: int = 8, progress: bool = False
+) -> Score:
+    """Score a causal language model on the labeled tokens of examples that are encoded already."""
     return _score(span_losses(model, examples, batch_size=batch_size, progress=progress), None)
 
 

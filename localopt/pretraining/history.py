@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from localopt.errors import InputError, writing
+from localopt.errors import InputError
+from localopt.pretraining.lock import LOCK
+from localopt.pretraining.textfiles import write_whole
 
 
 @dataclass
@@ -23,6 +24,10 @@ class History:
         scores: ``{"epoch": ..., "step": ..., "sets": {name: score}}``, in order; where an optimizer chose layers also
             ``updated_layers`` and ``share_updated`` (of the parameters), both of the last step.
         trained_parameters, all_parameters: how many weights could change, and how many there are.
+        trained_layers: the names of the layers that could.
+        rate: the peak learning rate, given or by rule.
+        budget: where there was a forgetting budget, ``{"rise", "share", "path": [{"share", "sets"}, ...]}``: what was
+            allowed, the share of the way that was kept, and the scores at every share that was tried, in order.
     """
 
     settings: dict[str, Any]
@@ -30,17 +35,13 @@ class History:
     scores: list[dict[str, Any]] = field(default_factory=list)
     trained_parameters: int = 0
     all_parameters: int = 0
+    trained_layers: list[str] = field(default_factory=list)
+    rate: float = 0.0
+    budget: dict[str, Any] | None = None
 
     def save(self, path: Path) -> None:
         """Write as JSON, whole or not at all; InputError if that is impossible."""
-        partial = path.with_suffix(".partial")
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                partial.write_text(json.dumps(asdict(self), indent=2, allow_nan=False), encoding="utf-8")
-                os.replace(partial, path)
-            finally:
-                partial.unlink(missing_ok=True)
+        write_whole(path, json.dumps(asdict(self), indent=2, allow_nan=False))
 
     @classmethod
     def load(cls, path: Path) -> History:
@@ -91,18 +92,40 @@ class History:
 
         One point an epoch, in nats, relative to the scores before training; epochs without a finite NLL are left out.
         """
-        if not self.scores or reference not in self.scores[0]["sets"]:
+        return _paths([entry["sets"] for entry in self.scores], reference)
+
+    def way_back(self, reference: str) -> dict[str, list[tuple[float, float]]]:
+        """Return the same along the way from the end of training to what the forgetting budget left of it."""
+        if self.budget is None:
             return {}
-        nll = [{name: score["nll"] for name, score in entry["sets"].items()} for entry in self.scores]
-        return {
-            name: [
-                (now[reference] - nll[0][reference], nll[0][name] - now[name])
-                for now in nll[1:]
-                if None not in (now[reference], nll[0][reference], now[name], nll[0][name])
-            ]
-            for name in nll[0]
-            if name != reference
-        }
+        back = [entry["sets"] for entry in reversed(self.budget["path"]) if entry["share"] >= self.budget["share"]]
+        return _paths([self.budget["path"][0]["sets"], *back], reference)
+
+
+def _paths(sets: list[dict[str, dict[str, Any]]], reference: str) -> dict[str, list[tuple[float, float]]]:
+    """(Rise of the reference, fall of its own) of every other set, relative to the first scores."""
+    if not sets or reference not in sets[0]:
+        return {}
+    nll = [{name: score["nll"] for name, score in scores.items()} for scores in sets]
+    return {
+        name: [
+            (now[reference] - nll[0][reference], nll[0][name] - now[name])
+            for now in nll[1:]
+            if None not in (now[reference], nll[0][reference], now[name], nll[0][name])
+        ]
+        for name in nll[0]
+        if name != reference
+    }
+
+
+def refuse_taken(out: Path, resume: bool) -> None:
+    """Raise InputError if a run can neither begin in this folder nor, with ``resume``, go on there."""
+    if resume and (out / "history.json").is_file():
+        if (out / "model").exists():
+            raise InputError(f"{out}: this run is finished, its model is in {out / 'model'}: name a new folder.")
+    elif out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {LOCK}):
+        remedy = "name a new folder" if resume else "name a new folder, or add --resume to go on with the run in it"
+        raise InputError(f"{out}: exists and is not empty: {remedy}.")
 
 
 def fingerprint(parts: Iterable[object]) -> str:

@@ -65,6 +65,7 @@ class WithinBudget:
         rise: what was allowed.
         end: the weights of the end by name, where they differ from the start: ``interpolate(model, found.end, 0)``
             goes back there, bit for bit.
+        tried: the shares of the path in the order they were evaluated in.
 
     Examples:
         >>> found = WithinBudget(0.5, ((0.0, 3.0), (0.5, 3.25), (1.0, 4.0)), rise=0.25, end={})
@@ -76,6 +77,7 @@ class WithinBudget:
     path: tuple[tuple[float, float], ...]
     rise: float
     end: Mapping[str, Tensor] = field(repr=False, compare=False)
+    tried: tuple[float, ...] = ()
 
     @property
     def start_score(self) -> float:
@@ -154,7 +156,7 @@ def share_within(
         _move(end, pairs, dict.fromkeys(pairs, 1.0))
         raise
     _move(end, pairs, dict.fromkeys(pairs, low))
-    return WithinBudget(low, tuple(sorted(seen.items())), rise, end)
+    return WithinBudget(low, tuple(sorted(seen.items())), rise, end, tuple(seen))
 
 
 def check_rise(rise: float) -> None:

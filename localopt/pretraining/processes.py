@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 
 from localopt.outside import shown
@@ -18,7 +17,8 @@ if TYPE_CHECKING:
 
 def processes() -> PartialState:
     """Return this process's place among the others; the first call connects them. Alone, it is the main process."""
-    from accelerate import PartialState  # takes seconds
+    import torch  # these two take seconds
+    from accelerate import PartialState
 
     return PartialState(cpu=not torch.accelerator.is_available())
 

@@ -14,39 +14,84 @@ from torch import nn
 
 from localopt.errors import InputError
 from localopt.outside import shown
-from localopt.pretraining.evaluate import Score, evaluate, evaluate_text
-from localopt.pretraining.probes import Probe, holds_probes, read_corpus, read_probes
+from localopt.pretraining.evaluate import Score, evaluate, evaluate_examples, positions
+from localopt.pretraining.probes import (
+    Example,
+    Probe,
+    encode,
+    encode_text,
+    holds_probes,
+    read_corpus,
+    read_probes,
+)
+from localopt.pretraining.textfiles import evenly
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 REFERENCE = "reference"
+LENGTH = 512  # tokens of a piece of text that is scored
 
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """A named set to score a model on: probes (loss on their spans) or ordinary text (loss on every token)."""
+    """A named set to score a model on: probes (loss on their spans), ordinary text, or examples (on every token).
+
+    Attributes:
+        name: what the tables call it.
+        content: probes, documents, or what is encoded already.
+        limit: score at most so many probes or pieces of text, spaced evenly.
+        length: tokens of a piece of text, at most what the model reads at once.
+    """
 
     name: str
-    content: tuple[Probe, ...] | tuple[str, ...]
+    content: tuple[Probe, ...] | tuple[str, ...] | tuple[Example, ...]
+    limit: int | None = None
+    length: int = LENGTH
+
+    @property
+    def probes(self) -> list[Probe]:
+        """The probes to score; empty for text."""
+        return evenly([item for item in self.content if isinstance(item, Probe)], self.limit)
+
+    def examples(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+        """Everything to score, with its labels.
+
+        Raises:
+            InputError: what cannot be encoded; see :mod:`localopt.pretraining.probes`.
+        """
+        longest = positions(model)
+        if self.probes:
+            return encode(self.probes, tokenizer, longest)
+        texts = [item for item in self.content if isinstance(item, str)]
+        if texts:
+            return evenly(encode_text(texts, tokenizer, min(self.length, longest or self.length)), self.limit)
+        return evenly([item for item in self.content if isinstance(item, dict)], self.limit)
+
+    def part(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, first: int, every: int) -> ScoredSet:
+        """The same set with only every so many of its probes or pieces, from the first one named on."""
+        if self.probes:
+            return ScoredSet(self.name, tuple(self.probes[first::every]))
+        return ScoredSet(self.name, tuple(self.examples(model, tokenizer)[first::every]))
 
     def score(
         self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 8, progress: bool = False
     ) -> Score:
         """Score the model on this set; see :mod:`localopt.pretraining.evaluate`."""
-        probes = [item for item in self.content if isinstance(item, Probe)]
-        if probes:
-            return evaluate(model, tokenizer, probes, batch_size=batch_size, progress=progress)
-        texts = [item for item in self.content if isinstance(item, str)]
-        return evaluate_text(model, tokenizer, texts, batch_size=batch_size, progress=progress)
+        if self.probes:
+            return evaluate(model, tokenizer, self.probes, batch_size=batch_size, progress=progress)
+        return evaluate_examples(model, self.examples(model, tokenizer), batch_size=batch_size, progress=progress)
 
 
-def read_sets(probes: Sequence[str], reference: str | Path | None) -> list[ScoredSet]:
+def read_sets(
+    probes: Sequence[str], reference: str | Path | None, *, limit: int | None = None, length: int = LENGTH
+) -> list[ScoredSet]:
     """Read the sets named on a command line.
 
     Args:
         probes: ``NAME=FILE`` or ``FILE`` (then named after the file), each a probe file.
         reference: text or a probe file: what the model should keep.
+        limit, length: see :class:`ScoredSet`.
 
     Raises:
         InputError: a file cannot be read, or two sets have one name.
@@ -56,10 +101,10 @@ def read_sets(probes: Sequence[str], reference: str | Path | None) -> list[Score
         name, separator, path = given.partition("=")
         if not separator or Path(given).is_file():  # a file's name may have an "=" of its own
             name, path = Path(given).name.split(".")[0], given
-        sets.append(ScoredSet(name, tuple(read_probes(path))))
+        sets.append(ScoredSet(name, tuple(read_probes(path)), limit))
     if reference is not None:
         kept = tuple(read_probes(reference)) if holds_probes(reference) else tuple(read_corpus(reference))
-        sets.append(ScoredSet(REFERENCE, kept))
+        sets.append(ScoredSet(REFERENCE, kept, limit, length))
     names = [one.name for one in sets]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

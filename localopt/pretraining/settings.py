@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
     from localopt.tracing.layer_trace import LayerTrace
 
-METHODS = ("full", "freeze", "rescale", "online")
+METHODS = ("auto", "full", "freeze", "rescale", "online")
 WARMUP = 0.05  # share of the steps
 # Seeds beyond 32 bits are refused by NumPy, which Trainer seeds too, and sizes beyond these by torch: after the start.
 RANGES = {"epochs": (1, 10**6), "batch_size": (1, 2**20), "seq_len": (2, 2**24), "seed": (0, 2**32 - 1)}
 FEW = 20  # steps: with fewer there is no warm-up, and little is learned
+PLAIN_RATE = 5e-5  # of the methods that have no rule for it
 
 
 @dataclass(frozen=True)
@@ -25,34 +26,60 @@ class Settings:
     """How to train; a run that goes on must be asked the same.
 
     Attributes:
-        method: ``"full"``: AdamW on everything. ``"freeze"`` (TGL + FP): on the layers a trace chose, the others do not
-            even get gradients. ``"rescale"`` (TGL + ALR): each layer's rate scaled by the trace. ``"online"``: each
-            step on the layers with large gradient norms, relative to the trace's reference if there is a trace.
-        lr: peak learning rate; see :func:`rate_share` for its schedule.
+        method: ``"auto"``: AdamW with decay toward the start on the layers that a trace by gains chooses, of the corpus
+            against the reference; the others are frozen. ``"full"``: AdamW on everything. ``"freeze"`` (TGL + FP): on
+            the layers a trace chose, the others do not even get gradients. ``"rescale"`` (TGL + ALR): each layer's rate
+            scaled by the trace. ``"online"``: each step on the layers with large gradient norms, relative to the
+            trace's reference if there is a trace.
+        lr: peak learning rate; see :func:`rate_share` for its schedule. None: by the rule of
+            :func:`localopt.pretraining.optimizers.rate_by_rule` for "auto", 5e-5 for the others.
         epochs, batch_size, seq_len: passes over the corpus, sequences a step (of all processes together), tokens a
             sequence.
         bf16: run the model under bfloat16 autocast (weights stay float32).
-        seed: order of the sequences and dropout.
+        seed: order of the sequences and dropout, and of what the model writes as its own reference.
+        anchor_decay: strength in [0, 1] of selective decay toward the weights training began with (SPD, arXiv
+            2411.01713); 0 is none. None: 1 for "auto", 0 for the others.
+        budget: the most that the reference's loss may rise, in nats a token: training ends with the largest share of
+            its way that keeps to it. None: the whole way.
     """
 
-    method: str = "online"
-    lr: float = 5e-5
+    method: str = "auto"
+    lr: float | None = None
     epochs: int = 3
     batch_size: int = 8
     seq_len: int = 256
     bf16: bool = False
     seed: int = 0
+    anchor_decay: float | None = None
+    budget: float | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError(f"the method must be one of {', '.join(METHODS)}, not {self.method!r}.")
-        if not 0 < self.lr < math.inf:
+        if self.lr is not None and not 0 < self.lr < math.inf:
             raise InputError(f"the learning rate must be a number above 0, not {self.lr}.")
         for name, (least, most) in RANGES.items():
             value = getattr(self, name)
             if not least <= value <= most:
                 bound = f"least {least}" if value < least else f"most {most}"
                 raise InputError(f"{name} must be at {bound}, not {value}.")
+        if self.anchor_decay is not None and not 0 <= self.anchor_decay <= 1:
+            raise InputError(f"the anchor decay must be a strength from 0 (none) to 1, not {self.anchor_decay}.")
+        if self.budget is not None and not 0 < self.budget < math.inf:
+            raise InputError(
+                f"the forgetting budget must be a number of nats a token above 0, not {self.budget}: leave it out to "
+                "keep all that was learned."
+            )
+
+    @property
+    def pull(self) -> float:
+        """The strength of the decay toward the start."""
+        return float(self.method == "auto") if self.anchor_decay is None else self.anchor_decay
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the run cannot do without something that the model should keep."""
+        return self.method == "auto" or self.budget is not None
 
     def steps_an_epoch(self, sequences: int) -> int:
         """How many steps one pass over so many sequences takes; the last may have fewer of them."""
@@ -72,27 +99,6 @@ def rate_share(step: int, steps: int) -> float:
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return max(0.0, (steps - step) / (steps - warmup))
-
-
-def plan(settings: Settings, sequences: int, tokens: int) -> str:
-    """Say how much there is to train on, in a line, and warn in a second one where that is little.
-
-    >>> print(plan(Settings(epochs=3, batch_size=8), 2000, 500_000))
-    corpus: 500,000 tokens in 2,000 sequences; 3 epochs of 250 steps, 750 in all
-    """
-    an_epoch = settings.steps_an_epoch(sequences)
-    steps = an_epoch * settings.epochs
-    said = (
-        f"corpus: {tokens:,} tokens in {_counted(sequences, 'sequence')}; {_counted(settings.epochs, 'epoch')} of "
-        f"{_counted(an_epoch, 'step')}, {steps:,} in all"
-    )
-    if steps < FEW:
-        said += f"\nfew steps: under {FEW} little is learned; more text, more --epochs or a smaller --batch-size help"
-    return said
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def refuse_trace(settings: Settings, trace: LayerTrace | None) -> None:

@@ -6,11 +6,14 @@ Nothing is ever unpickled or evaluated: files are decoded as UTF-8 and parsed as
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from localopt.errors import InputError
+from localopt.errors import InputError, writing
+
+T = TypeVar("T")
 
 
 def read_text(path: str | Path) -> str:
@@ -73,6 +76,25 @@ def string(line: dict[str, Any], key: str, source: str) -> str:
     except UnicodeEncodeError:
         raise InputError(f'{source}: the field "{key}" has half a surrogate pair, which is not text.') from None
     return value
+
+
+def evenly(items: list[T], limit: int | None) -> list[T]:
+    """At most ``limit`` of the items, spaced evenly: files are often sorted by topic."""
+    if limit is None or limit >= len(items):
+        return items
+    return [items[i * len(items) // limit] for i in range(limit)]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all, with the folder it lies in; InputError if that is impossible."""
+    partial = path.with_suffix(".partial")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def short(value: object) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,13 +25,14 @@ from localopt.pretraining.checkpoints import last_whole, seal
 from localopt.pretraining.divergence import Watch
 from localopt.pretraining.evaluate import padded
 from localopt.pretraining.probes import Example
-from localopt.pretraining.processes import processes
+from localopt.pretraining.processes import processes, say
 from localopt.pretraining.settings import Settings, rate_share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SAVE_EVERY = 100  # steps, or an epoch if that is shorter
+LINE_EVERY = 10.0  # seconds, at least, between two lines where no bar can be shown
 
 
 def fit(
@@ -87,7 +91,7 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     if progress:
         trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(_Progress)
+        trainer.add_callback(_Progress() if sys.stderr.isatty() else _Lines())
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
@@ -148,3 +152,26 @@ class _Progress(ProgressCallback):
         bar = getattr(self, "training_bar", None)
         if bar is not None and logs and "loss" in logs:
             bar.set_postfix(loss=f"{float(logs['loss']):.3f}", epoch=f"{state.epoch:.1f}", refresh=False)
+
+
+class _Lines(TrainerCallback):
+    """A line now and then with the loss and the remaining time: for logs, where a bar would be a mess."""
+
+    def __init__(self) -> None:
+        self.begun: tuple[float, int] | None = None
+        self.said = -math.inf
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.begun = time.monotonic(), state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        now, last = time.monotonic(), state.global_step >= state.max_steps
+        if self.begun is None or not logs or "loss" not in logs or (now < self.said + LINE_EVERY and not last):
+            return
+        self.said = now
+        since, first = self.begun
+        left = (now - since) / max(1, state.global_step - first) * (state.max_steps - state.global_step)
+        say(
+            f"step {state.global_step} of {state.max_steps}, loss {float(logs['loss']):.3f}, "
+            f"{timedelta(seconds=round(left))} left"
+        )

@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from localopt.pretraining import trainer
+from localopt.pretraining.announce import plan
 from localopt.pretraining.probes import read_corpus
-from localopt.pretraining.settings import METHODS, Settings, plan, rate_share
+from localopt.pretraining.settings import METHODS, Settings, rate_share
 from localopt.pretraining.train import train
 from tests.pretraining.test_train import TRACE, moved, weights
 from tests.tiny_files import write_inputs

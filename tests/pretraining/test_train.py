@@ -27,10 +27,11 @@ from localopt.pretraining import trainer
 from localopt.pretraining.checkpoints import last_whole, seal
 from localopt.pretraining.history import History
 from localopt.pretraining.lock import LOCK
+from localopt.pretraining.optimizers import make_optimizer
 from localopt.pretraining.probes import read_corpus
 from localopt.pretraining.scoring import as_numbers, read_sets, score_sets
 from localopt.pretraining.settings import METHODS, Settings
-from localopt.pretraining.train import make_optimizer, train
+from localopt.pretraining.train import train
 from localopt.tracing.layer_trace import LayerTrace
 from tests.tiny_files import contents, full_disk, write_inputs
 from tests.tiny_lm import tiny_model, tiny_tokenizer
@@ -243,7 +244,7 @@ def test_a_model_that_gives_no_numbers_is_scored_as_none(inputs: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"method": "lora"}, "one of full, freeze, rescale, online, not 'lora'"),
+        ({"method": "lora"}, "one of auto, full, freeze, rescale, online, not 'lora'"),
         ({"lr": 0.0}, "above 0, not 0.0"),
         ({"lr": -1e-4}, "above 0, not -0.0001"),
         ({"lr": float("nan")}, "above 0, not nan"),

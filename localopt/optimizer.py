@@ -26,33 +26,29 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import StateDict
 
 from localopt.layers import Layers
 from localopt.policies.bound import BoundPolicy
-from localopt.policies.protocol import Policy
+from localopt.policies.protocol import Policy, check_period
 from localopt.policies.rules import AboveMean
 from localopt.signals import LayerSignals, clip_factor
-from localopt.steps import checkpoint
+from localopt.steps import amp, checkpoint
 from localopt.steps.anchor import Anchor, AnchorDecay
-from localopt.steps.checks import (
-    refuse_at_construction,
-    refuse_nonfinite,
-    refuse_rebuilt,
-    refuse_scales,
-    refuse_toggled,
-)
+from localopt.steps.checks import refuse_at_construction, refuse_nonfinite, refuse_scales
+from localopt.steps.clipping import ClippedBefore
+from localopt.steps.history import History
 from localopt.steps.layout import Layout, unpack
 from localopt.steps.measured import Measured
-from localopt.steps.report import Report, summary
-from localopt.steps.sharding import KnownSharding, Sharding
+from localopt.steps.report import Report, report, summary
+from localopt.steps.saved import SavedOptimizer
+from localopt.steps.sharding import KnownSharding
 from localopt.steps.update import Update
-from localopt.steps.wrapper import OptimizerWrapper
+from localopt.steps.watch import Watch, known, refuse_reordered
 
 logger = logging.getLogger(__name__)
 
 
-class LocalizedOptimizer(OptimizerWrapper):
+class LocalizedOptimizer(SavedOptimizer):
     r"""Wrap a torch optimizer so that each step updates only, or mostly, the layers with large gradient norms.
 
     With N_l the gradient norm of layer l and s = policy(N), layer l is stepped with learning rate s_l * lr, and not at
@@ -80,6 +76,9 @@ class LocalizedOptimizer(OptimizerWrapper):
         anchor_decay: decoupled decay of the layers that are updated toward the weights they have now (or those given),
             as ``weight_decay`` is toward zero: w <- w + min(1, lr * s_l * anchor_decay) (w0 - w), after the update. A
             number, or an :class:`AnchorDecay` for other rules. Costs a copy of the weights, which checkpoints hold too.
+        complete_checkpoints: let :meth:`state_dict` hold a state for layers that were never updated too, a blank that
+            is dropped when it is loaded: ``torch.distributed.checkpoint`` fails, or invents a state, without. None:
+            where parameters are sharded.
 
     A policy whose scales never change (``Fixed``) needs no norms, so none are taken and a NaN passes as it would pass
     the bare optimizer, unless ``max_grad_norm`` or ``nonfinite="raise"`` asks for them. A step whose gradients are all
@@ -102,6 +101,7 @@ class LocalizedOptimizer(OptimizerWrapper):
         L2-SP (Li, Grandvalet and Davoine 2018, arXiv 1802.01483), decoupled from the gradient.
     """
 
+    @torch.inference_mode(False)  # what is made in it could not be written to later
     def __init__(
         self,
         optimizer: Optimizer,
@@ -114,6 +114,7 @@ class LocalizedOptimizer(OptimizerWrapper):
         nonfinite: Literal["skip", "raise"] = "skip",
         broadcast_norms: bool = False,
         anchor_decay: float | AnchorDecay = 0.0,
+        complete_checkpoints: bool | None = None,
     ) -> None:
         anchor_decay = anchor_decay if isinstance(anchor_decay, AnchorDecay) else AnchorDecay(anchor_decay)
         refuse_at_construction(optimizer, model, policy, max_grad_norm, frozen_state, nonfinite, anchor_decay)
@@ -123,15 +124,18 @@ class LocalizedOptimizer(OptimizerWrapper):
         self.frozen_state = frozen_state
         self.nonfinite = nonfinite
         self.anchor_decay = anchor_decay
+        self.complete_checkpoints = complete_checkpoints
         self._model = weakref.ref(model) if model is not None else None
         self._scales: Tensor | None = None
         self._signals: dict[str, Tensor] = {}
         self._shares: Tensor | None = None
-        self._said: set[str] = set()
-        self._requires_grad: list[bool] | None = None
-        self._sharding = KnownSharding()
-        saved, starts = checkpoint.taken_from(optimizer)  # of a checkpoint loaded before this
+        self._present: list[bool] = []  # which parameters had a gradient in the last step
+        self._history: History | None = None
+        self._overflowed: Tensor | None = None
+        self._state_made_up = False
+        self._watch, self._clipped, self._sharding = Watch(), ClippedBefore(), KnownSharding()
         self._layout = Layout.of(self.param_groups, model, layers)
+        saved, starts = checkpoint.taken_from(optimizer, self._names())  # of a checkpoint loaded before this
         # First on the host, where its state is kept in numbers too; no layout has to wait for the device.
         host = torch.device("cpu")
         self._policy = BoundPolicy(policy, self._layout.names, self._layout.weights(self.param_groups), host)
@@ -142,12 +146,14 @@ class LocalizedOptimizer(OptimizerWrapper):
         self._measured = Measured(self._layout, self.param_groups, self._needs(), self._device(), broadcast_norms)
         self._skipped = torch.zeros((), dtype=torch.int64, device=self._device())
         if saved is not None or starts:
-            checkpoint.check(self._policy, self._anchor, saved, starts, self.param_groups)
+            checkpoint.check(self._policy, self._anchor, saved, starts, self.param_groups, self._layout.flat())
             checkpoint.restore(self._policy, self._anchor, saved, starts)
         self._store_policy_state()
         self._drop_frozen_state()
         self._policy.bind(self._layout.names, self._device())
         self._sharding.of([parameter for group in self.param_groups for parameter in group["params"]])
+        self._watch.see(self.param_groups)
+        known(self)
 
     @property
     def policy(self) -> Policy:
@@ -183,15 +189,27 @@ class LocalizedOptimizer(OptimizerWrapper):
 
     @torch._disable_dynamo  # type: ignore[attr-defined]  # compiling has nothing to gain: there are few, large kernels
     def _step(self) -> None:
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        shards = self._check(parameters)
-        update = Update(self.inner, self._layout, self._policy, self.frozen_state, self._anchor)
+        self._forget_checkpoints()
+        groups = self.param_groups
+        shards = self._sharding.of([parameter for group in groups for parameter in group["params"]])
+        present = self._watch.before_step(groups, self._layout, self._live_model(), shards, stacklevel=8)
+        if self._device() != self._policy.device:
+            self._bind()
+        self._measured.refuse_missing(self.state)
+        overflowed = self._overflowed = amp.unscale(self)
+        update = Update(self.inner, self._layout, self._policy, self.frozen_state, self._anchor, self._watch)
         if not self._measured.names:
-            numbers: Sequence[float] | None = update.by_constant()
-            self._scales, self._signals, self._shares = self._policy.constant, {}, None
+            skip = overflowed is not None and bool(overflowed)
+            numbers: Sequence[float] | None = None if skip else update.by_constant()
+            self._skipped += skip
+            assert self._policy.constant is not None
+            self._scales = self._policy.constant * (not skip)
+            self._signals, self._shares = {}, None
         else:
-            signals = self._measured(self.param_groups, self.state, self._anchor, shards)
+            signals = self._measured(groups, self.state, self._anchor, shards)
             finite = self._measured.finite(signals)
+            if overflowed is not None:
+                finite &= overflowed.to(finite.device) == 0
             if self.nonfinite == "raise" and not finite:
                 refuse_nonfinite(self._layout.names, signals["norm"].tolist())
             scales = self._policy.choose(LayerSignals(signals), finite)
@@ -199,44 +217,29 @@ class LocalizedOptimizer(OptimizerWrapper):
             self._skipped += finite.logical_not()
             numbers, shares = update(signals, scales, finite, clip, self._measured.segments, shards)
             self._scales, self._signals, self._shares = scales, signals, shares
+        self._present = present
         self._tell(numbers)
 
     def observe(self, loss: float | Tensor) -> None:
         """Tell the loss of the batch that the next step is about, for policies that need it; ``step(closure)`` does."""
         self._measured.loss = loss
 
-    def _check(self, parameters: Sequence[Tensor]) -> Sharding | None:
-        """Refuse, before anything is changed, what would train the wrong thing; say how the parameters are sharded."""
-        self._layout.check(self.param_groups)
-        shards = self._sharding.of(parameters)
-        if shards is None and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            now = [parameter.requires_grad for parameter in parameters]
-            refuse_toggled(self._requires_grad, now, [name for group in self._layout.parameters for name in group])
-            self._requires_grad = now
-        if "no gradient" not in self._said and all(parameter.grad is None for parameter in parameters):
-            refuse_rebuilt(self._live_model(), parameters)
-            self._said.add("no gradient")
-            warnings.warn("no parameter has a gradient: nothing was updated (said once)", stacklevel=8)
-        if self._device() != self._policy.device:
-            self._bind()
-        self._measured.refuse_missing(self.state)
-        return shards
-
     def _tell(self, scales: Sequence[float] | None) -> None:
-        """Say once what trains, and once that nothing does."""
+        """Say once what trains, that nothing does, that gradients come clipped already; note the step down."""
         if scales is not None and not any(scales):
-            self._warn_all_frozen(stacklevel=9)  # past the decorators of step, to the line that called it
-        if "summary" not in self._said:
-            self._said.add("summary")
-            if logger.isEnabledFor(logging.INFO) and scales is not None:
-                logger.info(summary(self.policy, self.report(), self._layout, self.param_groups))
+            self._watch.warn_once("all frozen", self._all_frozen(), stacklevel=8)  # to the line that called the step
+        if self._watch.first("summary") and logger.isEnabledFor(logging.INFO) and scales is not None:
+            logger.info(summary(self.policy, self.report(), self._layout, self.param_groups))
+        norms = self._signals.get("norm")
+        if norms is not None and self.max_grad_norm is not None and self.max_grad_norm < math.inf:
+            twice = self._clipped.look(norms, self.max_grad_norm)
+            if twice:
+                warnings.warn(twice, stacklevel=8)
+        if self._history is not None and self._scales is not None:
+            self._history.add(norms, self._scales)
 
-    def _warn_all_frozen(self, stacklevel: int) -> None:
-        if "all frozen" not in self._said:
-            self._said.add("all frozen")
-            warnings.warn(
-                f"{self.policy!r} freezes every layer: nothing was updated (said once)", stacklevel=stacklevel
-            )
+    def _all_frozen(self) -> str:
+        return f"{self.policy!r} freezes every layer: nothing was updated (said once)"
 
     def report(self) -> Report:
         """Say what the last step did. Waits for the device.
@@ -250,21 +253,27 @@ class LocalizedOptimizer(OptimizerWrapper):
         names, scales = self._layout.names, tuple(self._scales.tolist())
         refuse_scales(self.policy, names, scales)
         norms = self._signals.get("norm")
-        if not any(scales) and all(signal.isfinite().all() for signal in self._signals.values()):
-            self._warn_all_frozen(stacklevel=3)
-        sizes = self._layout.sizes(self.param_groups)
-        numbers = None if norms is None else tuple(norms.tolist())
-        updated = [i for i, scale in enumerate(scales) if scale > 0]
-        return Report(
-            names=names,
-            norms=numbers,
-            scales=scales,
-            total_norm=None if numbers is None else math.hypot(*(numbers[i] for i in updated)),
-            share_updated=sum(sizes[i] for i in updated) / max(1, sum(sizes)),
-            skipped_steps=int(self._skipped),
-            signals={name: tuple(value.tolist()) for name, value in self._signals.items()},
-            anchor_shares=None if self._shares is None else tuple(self._shares.tolist()),
-        )
+        overflowed = self._overflowed is not None and bool(self._overflowed)
+        if not any(scales) and not overflowed and (norms is None or norms.isfinite().all()):
+            self._watch.warn_once("all frozen", self._all_frozen(), stacklevel=2)
+        skipped = int(self._skipped)
+        return report(self._layout, self.param_groups, self._present, scales, self._signals, self._shares, skipped)
+
+    def history(self, every: int = 1) -> History:
+        """Begin to note norms and scales of every so many steps; return what holds them, and waits only when read.
+
+        Examples:
+            >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+            >>> optimizer = LocalizedOptimizer(torch.optim.AdamW(model.parameters()), model)
+            >>> history = optimizer.history(every=10)
+            >>> model(torch.ones(8, 4)).square().mean().backward()
+            >>> optimizer.step()
+            >>> history.steps, tuple(history.norms.shape)
+            ([1], (1, 2))
+        """
+        check_period("every", every)
+        self._history = History(every, self._layout.names)
+        return self._history
 
     # -- layers and policy --------------------------------------------------------------------------------------------
 
@@ -274,7 +283,9 @@ class LocalizedOptimizer(OptimizerWrapper):
         Raises:
             ValueError, TypeError: they have no names, torch refuses them or the policy does not know their layers;
                 nothing was changed.
+            RuntimeError: groups were taken out before.
         """
+        refuse_reordered(self.param_groups, self._layout, ())
         group = unpack(param_group)
         layout = self._layout.extended(group, self._live_model(), self.layers)
         # torch wants names on all groups or on none.
@@ -296,6 +307,8 @@ class LocalizedOptimizer(OptimizerWrapper):
             self._bind()
             self._policy.read_constant()
             raise
+        if self._history is not None:
+            self._history.renamed(layout.names)
         self._store_policy_state()
 
     def _needs(self) -> list[str]:
@@ -305,12 +318,10 @@ class LocalizedOptimizer(OptimizerWrapper):
         norms = ("norm",) if asked or anchored or self.max_grad_norm is not None or self.nonfinite == "raise" else ()
         return list(dict.fromkeys((*norms, *asked, *anchored)))
 
-    def _live_model(self) -> nn.Module | None:
-        return None if self._model is None else self._model()
-
     def _device(self) -> torch.device:
         first = next((parameter for group in self.param_groups for parameter in group["params"]), None)
-        return torch.device("cpu") if first is None else first.device
+        # The numbers of parameters that have no data yet are kept on the host.
+        return torch.device("cpu") if first is None or first.is_meta else first.device
 
     def _bind(self) -> None:
         """Tell the policy its layers, and put what lives on the device where the parameters are (they may move)."""
@@ -320,60 +331,6 @@ class LocalizedOptimizer(OptimizerWrapper):
         )
         self._skipped = self._skipped.to(home)
         self._policy.bind(self._layout.names, home)
-
-    def _drop_frozen_state(self) -> None:
-        if self.frozen_state == "drop" and self._policy.constant is not None:
-            scales = dict(zip(self._layout.names, self._policy.constant.tolist(), strict=True))
-            for name, parameters in self._layout.weights(self.param_groups).items():
-                for parameter in parameters:
-                    if scales[name] == 0:
-                        self.state.pop(parameter, None)
-
-    # -- checkpoints --------------------------------------------------------------------------------------------------
-
-    def state_dict(self) -> StateDict:
-        """Return the wrapped optimizer's state; a policy's state stands in its first group, under "localopt".
-
-        With an anchor decay, every parameter's state also holds its start, as "localopt_start". A bare optimizer loads
-        that too, once every layer was updated: torch takes a parameter that has only a start for one that has moments.
-        """
-        self._store_policy_state()
-        return checkpoint.with_starts(super().state_dict(), self._anchor, self.param_groups)
-
-    def load_state_dict(self, state_dict: StateDict) -> None:
-        """Load what :meth:`state_dict` returned, or the state of a bare optimizer (a policy with state starts anew).
-
-        Raises:
-            ValueError: saved for other parameters, layers or another policy, without the start of an anchor decay or
-                with another one than was given; nothing was changed.
-        """
-        taken: list[Any] = []
-
-        def take(_: Optimizer, given: StateDict) -> StateDict:
-            # The last of the hooks before loading, so that it sees what the user's own hooks made of the checkpoint.
-            saved, starts, bare = checkpoint.split(given)
-            taken.extend([checkpoint.check(self._policy, self._anchor, saved, starts, self.param_groups), starts])
-            return bare
-
-        handle = self.inner.register_load_state_dict_pre_hook(take)
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
-        for message in taken[0]:
-            warnings.warn(message, stacklevel=2)
-        # Read again: a hook may have changed it while it was loaded.
-        checkpoint.restore(self._policy, self._anchor, self.param_groups[0].pop(checkpoint.KEY, None), taken[1])
-        self._store_policy_state()
-        self._drop_frozen_state()
-
-    def _store_policy_state(self) -> None:
-        packed = self._policy.pack()
-        if packed is not None:
-            self.param_groups[0][checkpoint.KEY] = packed
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_model": None}  # a weak reference does not travel
 
     def __repr__(self) -> str:
         anchored = "" if self.anchor_decay.strength == 0 else f", {self.anchor_decay!r}"

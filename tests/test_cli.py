@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from localopt.cli import main
+from localopt.cli.export import _FORMATS
 from localopt.errors import InputError
 from localopt.outside import plain
 from localopt.pretraining.evaluate import evaluate, evaluate_text
@@ -79,7 +80,13 @@ def message(captured: pytest.CaptureFixture[str]) -> str:
 
 def test_localopt_alone_shows_its_commands() -> None:
     result = run()
-    assert re.findall(r"^│ (\w+) ", result.stdout + result.stderr, re.MULTILINE) == ["demo", "trace", "train", "eval"]
+    assert re.findall(r"^│ (\w+) ", result.stdout + result.stderr, re.MULTILINE) == [
+        "demo",
+        "trace",
+        "train",
+        "eval",
+        "export",
+    ]
 
 
 def test_eval_prints_json_and_nothing_else(inputs: Path) -> None:
@@ -198,6 +205,52 @@ def test_limit_spreads_over_the_files(inputs: Path, tmp_path: Path) -> None:
     assert (metadata["probe_examples"], metadata["reference_examples"]) == (1, 1)
 
 
+# -- export -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("format", "key"),
+    [
+        ("unfrozen", "unfrozen_parameters"),
+        ("axolotl", "lr_groups"),
+        ("lr-multipliers", "multipliers"),
+        ("peft", "target_modules"),
+    ],
+)
+def test_a_trace_is_exported_for_other_trainers(inputs: Path, tmp_path: Path, format: str, key: str) -> None:
+    out = tmp_path / "settings.json"
+    more = ["--lr", "1e-4"] if format == "axolotl" else []
+    assert call("export", inputs / "trace.safetensors", inputs / "model", "--format", format, "--out", out, *more) == 0
+    model, _ = load_model(str(inputs / "model"))
+    expected = LayerTrace.load(inputs / "trace.safetensors").export(
+        tmp_path / "same.json", model, _FORMATS[format], lr=1e-4 if more else None
+    )
+    assert json.loads(out.read_text()) == expected
+    assert expected[key]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--format", "toml"], "--format must be one of unfrozen, axolotl, lr-multipliers, peft, not 'toml'"),
+        (["--format", "axolotl"], "axolotl needs the base learning rate"),
+        (["--lr", "1e-4"], "--format unfrozen with --lr 0.0001"),
+        (["--rank", "4"], "only adapters (peft) have a rank"),
+    ],
+)
+def test_a_wrong_export_is_refused(
+    inputs: Path, tmp_path: Path, arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = [inputs / "trace.safetensors", inputs / "model", "--out", tmp_path / "out.yaml"]
+    assert call("export", *where, *arguments) == 2
+    assert expected in message(capsys)
+    other = tmp_path / "other"
+    tiny_model(tiny_tokenizer(), tied=False).save_pretrained(other)
+    assert call("export", where[0], other, *where[2:]) == 2
+    assert "do not have the same layers" in message(capsys)
+    assert not (tmp_path / "out.yaml").exists()
+
+
 # -- train ------------------------------------------------------------------------------------------------------------
 
 
@@ -206,7 +259,7 @@ def test_train_leaves_a_model_a_history_and_a_picture(method: str, inputs: Path,
     out = tmp_path / "out"
     trace = [] if method == "full" else ["--trace", inputs / "trace.safetensors"]
     assert call("train", *training(inputs, *scored(inputs), "--method", method, *trace, "--out", out)) == 0
-    assert {path.name for path in out.iterdir()} == {"model", "history.json", "learning-forgetting.png", "checkpoints"}
+    assert {path.name for path in out.iterdir()} == {"model", "history.json", "learning-forgetting.png"}
     assert matplotlib.image.imread(out / "learning-forgetting.png").std() > 0
     history = History.load(out / "history.json")
     assert history.settings["method"] == method
@@ -526,3 +579,62 @@ def test_where_an_error_comes_from_is_shown_if_asked(
     monkeypatch.setenv("LOCALOPT_TRACEBACK", "1")
     with pytest.raises(InputError, match="no such file"):
         main(["eval", str(inputs / "model"), "--probe", str(tmp_path / "none")])
+
+
+def test_the_end_of_a_run_killed_after_its_model_was_saved_is_done_again(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = training(inputs, *scored(inputs), "--out", tmp_path / "out")
+
+    def killed(*_: object) -> None:
+        raise SystemExit(137)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("localopt.pretraining.results.history_table", killed)
+        assert call("train", *arguments) == 137
+    assert (tmp_path / "out" / "model").is_dir()
+    before = contents(tmp_path / "out" / "model")
+    capsys.readouterr()
+    assert call("train", *arguments, "--resume") == 0
+    out, err = capsys.readouterr()
+    assert "epoch 1" in out
+    assert "learning-forgetting.png" in err
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"model", "history.json", "learning-forgetting.png"}
+    assert contents(tmp_path / "out" / "model") == before
+    assert call("train", *arguments, "--resume") == 2
+    assert "this run is finished" in message(capsys)
+
+
+def test_checkpoints_are_kept_if_asked(inputs: Path, tmp_path: Path) -> None:
+    assert call("train", *training(inputs, "--out", tmp_path / "out", "--keep-checkpoints")) == 0
+    assert list((tmp_path / "out" / "checkpoints").glob("checkpoint-*"))
+
+
+def test_a_run_that_diverges_ends_with_an_error(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = training(inputs, "--out", tmp_path / "out")
+    assert call("train", *[1e38 if argument == 1e-3 else argument for argument in arguments]) == 2
+    assert "the run has diverged" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_a_trace_and_its_picture_need_two_names(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = tmp_path / "t.png"
+    assert call("trace", inputs / "model", *tracing(inputs), "--out", both, "--plot", both) == 2
+    assert "is both the trace and its picture: name two files" in message(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "svg", "pdf", "tif"])
+def test_a_picture_is_whole_or_not_there_where_the_disk_is_full(
+    inputs: Path, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["--out", tmp_path / "t", "--plot", tmp_path / f"t.{suffix}"]
+    with full_disk(4000):
+        assert call("trace", inputs / "model", *tracing(inputs), *files) == 2
+    assert f"t.{suffix}: cannot be written" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]

@@ -63,9 +63,11 @@ def what_pages_may_use() -> dict[str, Any]:
     """As the pages say: a model, batches to train on, and single examples of what is new and what should stay."""
     torch.manual_seed(0)
     rows = torch.randint(61, (4, 2, 12))
+    model = llama()
+    model.config.max_position_embeddings = 128  # room for the samples it writes
     return {
         "torch": torch,
-        "model": llama(),
+        "model": model,
         "batches": [{"input_ids": row, "labels": row} for row in rows],
         "probe": examples(4, length=12, span=3),
         "reference": examples(4, length=12),

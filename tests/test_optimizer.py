@@ -304,20 +304,6 @@ def test_on_the_fused_route_a_scale_that_is_no_number_does_not_reach_the_weights
         optimizer.report()
 
 
-def test_an_optimizer_that_writes_into_its_groups_is_told_apart_at_the_first_step() -> None:
-    class Counting(SGD):
-        def step(self, closure: Any = None) -> None:
-            super().step()
-            self.param_groups[0]["k"] = self.param_groups[0].get("k", 0) + 1
-
-    model = nn.Linear(2, 2)
-    optimizer = LocalizedOptimizer(Counting(model.parameters(), lr=0.1), model)
-    model(torch.ones(1, 2)).sum().backward()
-    with pytest.raises(RuntimeError, match=r"Counting writes \['k'\]"):
-        optimizer.step()
-    assert "k" not in optimizer.param_groups[0]
-
-
 def test_an_optimizer_that_updates_during_the_backward_pass_is_refused() -> None:
     dummy = LayerWiseDummyOptimizer(optimizer_dict={})
     assert_refused("during the backward pass", dummy, nn.Linear(2, 2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.lifelong.data.passages import lessons
+from benchmarks.lifelong.exam.divergence import Divergence
 from benchmarks.lifelong.exam.exam import Exam
 from benchmarks.lifelong.methods.adapters import adapted
 from benchmarks.lifelong.methods.methods import METHODS, layer_names, make_optimizer
@@ -56,6 +57,7 @@ class Bench:
     exam: Exam
     norms: Norms
     settings: Settings
+    divergences: dict[str, Divergence] = field(default_factory=dict)
 
     def run(self, cell: Cell) -> Row:
         """Train and examine; the record, ready for JSON."""
@@ -64,6 +66,7 @@ class Bench:
         method = METHODS[cell.method]
         plan = method.plan(case)
         place(self.model, self.start)  # tracing gave the weights back; who looks at them meanwhile must not matter
+        self._know_start(cell.half)
         epochs = self._lessons(cell.half, method.replay)
         torch.manual_seed(cell.seed)  # adapters begin at random
         with adapted(self.model, method.lora) as trained:
@@ -107,14 +110,16 @@ class Bench:
     def point(self, half: str) -> Row:
         """What a half's path is made of: the NLL of every answer, question by question in the exam's order; of text."""
         answers: Row = {name: self.ask(self._places(name, half)) for name in ("taught", "held", "near")}
-        return answers | {"text": self.read()}
+        return answers | {"text": self.read(), "kl": self.diverged(half)}
 
     def at_the_end(self, half: str) -> Row:
         """What is asked of the end of a path only."""
         with self.settings.autocast():
             found = {"entities": self.exam.entities(self.model)}
-            found |= self.exam.decode(self.model, self._places("taught", half))
-        return {"far": self.ask(self._places("far", half))} | {name: round(value, 4) for name, value in found.items()}
+            written = self.exam.decode(self.model, self._places("taught", half))
+        found |= {name: sum(scores) / len(scores) for name, scores in written.items()}
+        rest = {"far": self.ask(self._places("far", half)), "written": written}
+        return rest | {name: round(value, 4) for name, value in found.items()}
 
     def relearned(self) -> list[list[float]]:
         """What is answered to the near facts after a reminder: a few steps on other facts of their kind.
@@ -126,6 +131,18 @@ class Bench:
         optimizer = AdamW(grouped(list(self.model.parameters())), lr=RELEARN_RATE, fused=True)
         fit(self.model, [reminder] * RELEARN_STEPS, optimizer, at_once, 0)
         return self.ask(self._places("near", ""))
+
+    def _know_start(self, half: str) -> None:
+        """Note what the start, which the model is at, expects to read in a half's passages."""
+        if half not in self.divergences:
+            with self.settings.autocast():
+                passages = lessons(self.prepared, half, self.tokenizer, self.settings.length)
+                self.divergences[half] = Divergence(self.model, passages)
+
+    def diverged(self, half: str) -> list[float]:
+        """KL(start || model) on passages of a half, text by text."""
+        with self.settings.autocast():
+            return [round(nats, 5) for nats in self.divergences[half](self.model)]
 
     def ask(self, chosen: Sequence[int]) -> list[list[float]]:
         with self.settings.autocast():

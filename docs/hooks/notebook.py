@@ -32,5 +32,8 @@ def _executed(text: str) -> tuple[str, dict[str, bytes]]:
     notebook = nbformat.reads(text, as_version=4)
     kernel = AsyncKernelManager(kernel_name="python3", transport="ipc")  # files instead of open ports
     NotebookClient(notebook, km=kernel, timeout=300).execute()
+    for cell in notebook.cells:  # warnings of libraries, with paths of this machine
+        if cell.cell_type == "code":
+            cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
     markdown, resources = MarkdownExporter().from_notebook_node(notebook, {"unique_key": "first-look"})
     return markdown, resources["outputs"]

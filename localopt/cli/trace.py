@@ -42,6 +42,8 @@ def trace(
     refuse_existing(out, plot)
     if plot is not None:
         check_picture(plot)
+        if plot.absolute() == out.absolute():
+            raise InputError(f"{out}: is both the trace and its picture: name two files.")
     if layers not in ("sublayer", "block", "parameter"):
         raise InputError(f"--layers must be sublayer, block or parameter, not {layers!r}.")
     if by not in ("norms", "gains"):

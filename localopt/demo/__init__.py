@@ -1,1 +1,1 @@
-"""What ``localopt demo`` runs: a real model taught invented facts, or with ``--tiny`` a miniature of it."""
+"""What ``localopt demo`` runs: a real model is taught invented facts, or with ``--tiny`` a miniature of it all."""

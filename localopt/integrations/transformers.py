@@ -1,15 +1,23 @@
-"""The transformers Trainer: an optimizer made from its own arguments, and its logs with what localization did.
+"""The transformers Trainer, and trainers made from it (TRL's, axolotl's, LlamaFactory's, your own).
 
-trainer = Trainer(model, args, ..., optimizer_cls_and_kwargs=localized_optimizer(args))
-trainer.add_callback(LocalizationCallback(trainer))
+One call, for any of them, before ``trainer.train()``: the optimizer that the trainer makes is localized when training
+begins, and the trainer's logs say what was trained.
+
+    localize(trainer)
+
+Where only callbacks can be given, ``callbacks=[Localize()]``; where an optimizer's class and options can, what
+``localized_optimizer(args)`` returns, and ``trainer.add_callback(LocalizationCallback(trainer))`` for the logs.
 """
 
 from __future__ import annotations
 
 import copy
+import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import transformers
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -19,6 +27,7 @@ from localopt.layers import Layers
 from localopt.optimizer import LocalizedOptimizer
 from localopt.policies import AboveMean
 from localopt.policies.protocol import Policy
+from localopt.steps.elsewhere import DEEPSPEED
 from localopt.steps.report import Report
 
 
@@ -48,6 +57,7 @@ def localized_optimizer(
 
     Raises:
         ImportError: transformers is older than 5.2, which has no optimizer factories.
+        ValueError: ``args.deepspeed`` asks for ZeRO, which flattens layers; with what to do instead.
 
     Examples:
         >>> from transformers import TrainingArguments
@@ -62,14 +72,25 @@ def localized_optimizer(
             f"transformers {transformers.__version__} cannot make an optimizer from a factory: upgrade to 5.2 or "
             "newer, or pass Trainer(optimizers=(LocalizedOptimizer(...), None))"
         )
+    refuse_zero(args)
     options = {"policy": policy, "layers": layers, "frozen_state": frozen_state, "nonfinite": nonfinite}
     return _Factory, {"args": args, **options}
 
 
 class _Factory:
-    """Trainer's protocol: ``factory()(model, **kwargs)`` is the optimizer."""
+    """Trainer's protocol: ``factory()(model, **kwargs)`` is the optimizer; axolotl gives its arguments too."""
 
-    def __call__(self, model: nn.Module, *, args: TrainingArguments, policy: Policy, **options: Any) -> Optimizer:
+    def __call__(
+        self,
+        model: nn.Module,
+        training_args: TrainingArguments | None = None,
+        *,
+        args: TrainingArguments | None = None,
+        policy: Policy = AboveMean(),
+        **options: Any,
+    ) -> Optimizer:
+        args = args or training_args
+        assert args is not None
         return LocalizedOptimizer(
             _OptimizerMaker(model, args).create_optimizer(), model, copy.deepcopy(policy), **options
         )
@@ -82,6 +103,80 @@ class _OptimizerMaker(Trainer):
         self.model = self.model_wrapped = model
         self.args = args
         self.optimizer = self.optimizer_cls_and_kwargs = None
+
+
+class Localize(TrainerCallback):
+    """Localize the optimizer that a trainer made, when training begins: for those who can only give callbacks.
+
+    Whatever made it (``create_optimizer`` of a subclass, several rates, ``optimizers=``) stays as it is, as do its
+    scheduler and a checkpoint that was loaded.
+
+    Args:
+        policy: each training gets a copy of its own.
+        options: as for :class:`localopt.LocalizedOptimizer`.
+
+    Examples:
+        >>> Localize(AboveMean(), layers="block").options
+        {'layers': 'block'}
+    """
+
+    def __init__(self, policy: Policy = AboveMean(), **options: Any) -> None:
+        # A checkpoint is loaded into the bare optimizer, before training begins: it must have a state for every start.
+        complete = {"complete_checkpoints": True} if options.get("anchor_decay") else {}
+        self.policy, self.options = policy, complete | options
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
+    ) -> None:
+        """Wrap what accelerate prepared; ValueError where ZeRO flattened it or the gradients are clipped twice."""
+        refuse_zero(args)
+        if type(optimizer).__name__ == "DeepSpeedOptimizerWrapper":
+            raise ValueError(DEEPSPEED.format(what="the parameters of the Trainer's optimizer are"))
+        if not isinstance(optimizer, AcceleratedOptimizer):
+            raise TypeError(
+                f"a Trainer's optimizer was expected, as accelerate prepares it, not {type(optimizer).__name__}"
+            )
+        if isinstance(optimizer.optimizer, LocalizedOptimizer):
+            return  # this callback did, in an earlier training
+        own = self.options.get("max_grad_norm")
+        if own is not None and args.max_grad_norm:
+            raise ValueError(_twice(args.max_grad_norm, own))
+        localized = LocalizedOptimizer(optimizer.optimizer, model, copy.deepcopy(self.policy), **self.options)
+        replaced = AcceleratedOptimizer(localized, device_placement=False, scaler=optimizer.scaler)
+        vars(optimizer).update({key: value for key, value in vars(replaced).items() if key != "accelerator_state"})
+
+
+def localize(trainer: Trainer, policy: Policy = AboveMean(), **options: Any) -> None:
+    """Make a trainer train by a policy: any that is built on transformers' Trainer, before its ``train()``.
+
+    Args:
+        trainer: not yet trained.
+        policy, options: as for :class:`localopt.LocalizedOptimizer`. ``max_grad_norm`` is the Trainer's business unless
+            its own is 0.
+
+    Raises:
+        TypeError: not a Trainer.
+        ValueError: the trainer uses DeepSpeed ZeRO.
+    """
+    if not isinstance(trainer, Trainer):
+        raise TypeError(f"localize takes a transformers Trainer, not {type(trainer).__name__}")
+    refuse_zero(trainer.args)
+    trainer.add_callback(Localize(policy, **options))
+    trainer.add_callback(LocalizationCallback(trainer))
+
+
+def refuse_zero(args: Any) -> None:
+    """Raise ValueError if training arguments ask for DeepSpeed's stages 1 to 3."""
+    config = getattr(args, "hf_deepspeed_config", None) or getattr(args, "deepspeed", None)
+    if isinstance(config, str):
+        with open(config, encoding="utf-8") as file:
+            config = json.load(file)
+    config = getattr(config, "config", config) or {}
+    stage = config.get("zero_optimization", {}).get("stage", 0) if isinstance(config, Mapping) else 1
+    if stage != 0:
+        raise ValueError(
+            f"args.deepspeed asks for ZeRO stage {stage}: " + DEEPSPEED.format(what="the parameters will be")
+        )
 
 
 class LocalizationCallback(TrainerCallback):
@@ -106,11 +201,7 @@ class LocalizationCallback(TrainerCallback):
         """Raise TypeError unless the optimizer is localized, ValueError if Trainer and optimizer would both clip."""
         own = _localized(optimizer).max_grad_norm
         if own is not None and args.max_grad_norm:
-            raise ValueError(
-                f"gradients would be clipped twice: by Trainer to {args.max_grad_norm} over all layers "
-                f"(TrainingArguments.max_grad_norm), then by the optimizer to {own} over the layers it updates "
-                "(LocalizedOptimizer's max_grad_norm). Leave the second out, or set the first to 0"
-            )
+            raise ValueError(_twice(args.max_grad_norm, own))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
         """Note that there was a step."""
@@ -135,6 +226,14 @@ class LocalizationCallback(TrainerCallback):
                 callback.on_log(args, state, control, logs=_by_layer(report), optimizer=optimizer, **others)
 
 
+def _twice(trainers: float, own: float) -> str:
+    return (
+        f"gradients would be clipped twice: by Trainer to {trainers} over all layers "
+        f"(TrainingArguments.max_grad_norm), then by the optimizer to {own} over the layers it "
+        "updates (LocalizedOptimizer's max_grad_norm). Leave the second out, or set the first to 0"
+    )
+
+
 def _by_layer(report: Report) -> dict[str, float]:
     values = {f"scale/{name}": scale for name, scale in zip(report.names, report.scales, strict=True)}
     if report.norms is not None:
@@ -147,6 +246,7 @@ def _localized(optimizer: Any) -> LocalizedOptimizer:
     if not isinstance(inner, LocalizedOptimizer):
         raise TypeError(
             f"LocalizationCallback needs a LocalizedOptimizer, the Trainer's optimizer is {type(inner).__name__}: pass "
-            "Trainer(optimizer_cls_and_kwargs=localized_optimizer(args)) or optimizers=(LocalizedOptimizer(...), None)"
+            "Trainer(optimizer_cls_and_kwargs=localized_optimizer(args)) or call localize(trainer), which also works "
+            "where a subclass makes an optimizer of its own, or where transformers drops the one given (DeepSpeed)"
         )
     return inner

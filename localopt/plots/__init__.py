@@ -1,10 +1,11 @@
-"""Pictures: which layers, and learning against forgetting.
+"""Pictures: which layers, what a run trained, and learning against forgetting.
 
 Figures are made with matplotlib's object interface, so nothing here needs a display or changes global state.
 """
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from matplotlib.figure import Figure
 from localopt.errors import InputError
 from localopt.plots.frontier import Run, learning_forgetting
 from localopt.plots.heatmap import heat_map
+from localopt.plots.run import run_picture
 
-__all__ = ["Run", "check_picture", "heat_map", "learning_forgetting", "save_figure"]
+__all__ = ["Run", "check_picture", "heat_map", "learning_forgetting", "run_picture", "save_figure"]
 
 
 def check_picture(path: str | os.PathLike[str]) -> None:
@@ -38,7 +40,9 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: float = 200) 
     target = Path(path)
     partial = target.with_name(f".{target.name}.partial")
     try:
-        figure.savefig(partial, dpi=dpi, format=target.suffix[1:].lower())
+        drawn = io.BytesIO()  # some encoders do not notice that a disk is full
+        figure.savefig(drawn, dpi=dpi, format=target.suffix[1:].lower())
+        partial.write_bytes(drawn.getvalue())
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,15 @@ from localopt.policies.protocol import (
     state_tensors,
 )
 from localopt.signals import LayerSignals
+
+_OWNERS: weakref.WeakValueDictionary[int, BoundPolicy] = weakref.WeakValueDictionary()
+
+
+def _chain(policy: Any) -> Iterator[Policy]:
+    """A policy and those it contains, one in the other."""
+    while policy is not None:
+        yield policy
+        policy = getattr(policy, "policy", None)
 
 
 class BoundPolicy:
@@ -44,6 +54,8 @@ class BoundPolicy:
         self.constant: Tensor | None = None
         self.numbers: list[float] | None = None
         self._placed: Tensor | None = None  # the same on the device
+        for part in _chain(policy):
+            _OWNERS[id(part)] = self
         self.bind(names, device)
         self.introduce(weights)
 
@@ -91,6 +103,8 @@ class BoundPolicy:
             return torch.where(finite, self._placed, 0.0)
         counts = finite & signals.norm.any()
         state = state_tensors(self.policy)
+        if state:
+            self._refuse_shared()
         before = {key: tensor.clone() for key, tensor in state.items()}
         scales = self._ask(signals.harmless(counts), self.device)
         if state:
@@ -106,6 +120,15 @@ class BoundPolicy:
                 f"{self.policy!r} returned {got}; a policy returns one scale a layer, shape ({len(self.names)},)"
             )
         return scales.to(device=device, dtype=torch.float32)
+
+    def _refuse_shared(self) -> None:
+        """Raise RuntimeError if the policy, or one that it contains, was given to another optimizer since."""
+        for part in _chain(self.policy):
+            if _OWNERS.setdefault(id(part), self) is not self and state_tensors(part):
+                raise RuntimeError(
+                    f"{part!r} keeps a state, and was given to another LocalizedOptimizer too, whose layers it would "
+                    "mix with these: give each optimizer a policy of its own, copy.deepcopy(policy)"
+                )
 
     # -- its state in a checkpoint: names, lists and numbers ----------------------------------------------------------
 

@@ -46,9 +46,30 @@ class History:
     def load(cls, path: Path) -> History:
         """Read what :meth:`save` wrote."""
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            if not path.is_file():
+                raise ValueError("no such file")
+            history = cls(**json.loads(path.read_text(encoding="utf-8")))
+            history._check()
+            return history
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise InputError(f"{path}: is not the history of a run ({error}): name the folder of one.") from error
+
+    def _check(self) -> None:
+        """Raise ValueError unless the fields have the types this class says."""
+        if not isinstance(self.settings, dict) or not {"method", "lr"} <= self.settings.keys():
+            raise ValueError("its settings are not those of a run")
+        if not isinstance(self.inputs, dict) or not isinstance(self.scores, list):
+            raise ValueError("its inputs or scores are of another form")
+        for entry in self.scores:
+            if not isinstance(entry, dict) or not {"epoch", "step"} <= entry.keys():
+                raise ValueError("an entry of its scores has no epoch or step")
+            if not all(type(entry[name]) is int for name in ("epoch", "step")):
+                raise ValueError("an epoch or step is not a whole number")
+            sets = entry.get("sets")
+            if not isinstance(sets, dict) or not all(
+                isinstance(score, dict) and "nll" in score for score in sets.values()
+            ):
+                raise ValueError("an entry of its scores has none")
 
     def refuse_other(self, settings: dict[str, Any], inputs: dict[str, str], out: Path) -> None:
         """Raise InputError unless this is a run with these settings on these inputs; says which differ."""

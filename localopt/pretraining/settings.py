@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 METHODS = ("full", "freeze", "rescale", "online")
 WARMUP = 0.05  # share of the steps
+# Seeds beyond 32 bits are refused by NumPy, which Trainer seeds too, and sizes beyond these by torch: after the start.
+RANGES = {"epochs": (1, 10**6), "batch_size": (1, 2**20), "seq_len": (2, 2**24), "seed": (0, 2**32 - 1)}
 FEW = 20  # steps: with fewer there is no warm-up, and little is learned
 
 
@@ -46,9 +48,11 @@ class Settings:
             raise InputError(f"the method must be one of {', '.join(METHODS)}, not {self.method!r}.")
         if not 0 < self.lr < math.inf:
             raise InputError(f"the learning rate must be a number above 0, not {self.lr}.")
-        for name, least in {"epochs": 1, "batch_size": 1, "seq_len": 2, "seed": 0}.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}.")
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                bound = f"least {least}" if value < least else f"most {most}"
+                raise InputError(f"{name} must be at {bound}, not {value}.")
 
     def steps_an_epoch(self, sequences: int) -> int:
         """How many steps one pass over so many sequences takes; the last may have fewer of them."""

@@ -19,7 +19,9 @@ from localopt.errors import InputError
 from localopt.optimizer import LocalizedOptimizer
 from localopt.policies.compose import RelativeTo
 from localopt.policies.rules import AboveMean
+from localopt.pretraining.checkpoints import prune, where_to_go_on
 from localopt.pretraining.history import History, fingerprint
+from localopt.pretraining.lock import LOCK, alone_in_its_folder
 from localopt.pretraining.models import save_model
 from localopt.pretraining.probes import Probe, encode_text
 from localopt.pretraining.processes import processes, say
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 WEIGHT_DECAY = 0.01
 
 
+@alone_in_its_folder
 def train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -45,11 +48,12 @@ def train(
     sets: Sequence[ScoredSet] = (),
     resume: bool = False,
     progress: bool = False,
+    keep_checkpoints: bool = False,
 ) -> History:
     """Continue a model's pretraining on documents, and save it.
 
-    Writes ``OUT/history.json`` (what was asked, and the scores), ``OUT/checkpoints`` (the last two) and, at the end,
-    ``OUT/model``.
+    Writes ``OUT/history.json`` (what was asked, and the scores), ``OUT/checkpoints`` (the last two, until the end) and,
+    at the end, ``OUT/model``.
 
     Under torchrun every process calls this. They share each step's sequences, by DistributedDataParallel; the last step
     of an epoch is filled up with sequences from its beginning. Each scores the whole sets, so that none waits for
@@ -65,14 +69,15 @@ def train(
         sets: what to score the model on before, after every epoch and at the end.
         resume: go on from the last whole checkpoint in ``out``; starts anew if there is none.
         progress: show bars with the remaining time on standard error.
+        keep_checkpoints: leave the last two where they are when the run is finished.
 
     Raises:
-        InputError: ``out`` is not empty, or with ``resume`` is of another run or a finished one; the trace is missing;
-            sequences longer than the model can read; a step's sequences cannot be shared out evenly; a checkpoint or
-            the model cannot be written.
+        InputError: another run is at work in ``out``; ``out`` is not empty, or with ``resume`` is of another run or a
+            finished one; the trace is missing; sequences longer than the model can read; a step's sequences cannot be
+            shared out evenly; a checkpoint or the model cannot be written; the run diverged.
         ValueError: the trace is of other layers.
     """
-    from localopt.pretraining.trainer import fit, last_checkpoint  # transformers' Trainer takes seconds to import
+    from localopt.pretraining.trainer import fit  # transformers' Trainer takes seconds to import
 
     out = Path(out)
     here = processes()
@@ -104,14 +109,15 @@ def train(
         if here.is_main_process:
             history.save(out / "history.json")
 
-    with here.main_process_first():  # which removes what is half-written
-        checkpoint = last_checkpoint(out / "checkpoints")
+    checkpoint = where_to_go_on(out / "checkpoints")
     if checkpoint is None:
         score(0, 0)  # the first to write: by now everything that can be wrong with the input was looked at
     folder = out / "checkpoints"
     fit(model, sequences, optimizer, settings, folder, checkpoint, score, progress=progress)
     if here.is_main_process:
         save_model(model, tokenizer, out / "model")
+        if not keep_checkpoints:
+            prune(folder)
     here.wait_for_everyone()
     return history
 
@@ -148,7 +154,7 @@ def refuse_taken(out: Path, resume: bool) -> None:
     if resume and (out / "history.json").is_file():
         if (out / "model").exists():
             raise InputError(f"{out}: this run is finished, its model is in {out / 'model'}: name a new folder.")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {LOCK}):
         remedy = "name a new folder" if resume else "name a new folder, or add --resume to go on with the run in it"
         raise InputError(f"{out}: exists and is not empty: {remedy}.")
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm  # type: ignore[import-untyped]  # with transformers
@@ -20,6 +18,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from localopt.errors import InputError
+from localopt.pretraining.checkpoints import last_whole, seal
+from localopt.pretraining.divergence import Watch
 from localopt.pretraining.evaluate import padded
 from localopt.pretraining.probes import Example
 from localopt.pretraining.processes import processes
@@ -53,7 +53,7 @@ def fit(
         progress: show a bar with the remaining time.
 
     Raises:
-        InputError: a checkpoint cannot be written.
+        InputError: a checkpoint cannot be written; the run diverged.
     """
     steps_an_epoch = settings.steps_an_epoch(len(sequences))
     schedule = LambdaLR(optimizer, partial(rate_share, steps=steps_an_epoch * settings.epochs))
@@ -74,13 +74,15 @@ def fit(
         report_to="none",
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # Trainer would give each GPU a batch of its own
+    watch = Watch()
     trainer = _Trainer(
+        watch,
         model=model,
         args=arguments,
         train_dataset=sequences,
         data_collator=_batch,
         optimizers=(optimizer, schedule),
-        callbacks=[_Score(score, steps_an_epoch)],
+        callbacks=[_Score(score, steps_an_epoch, watch)],
     )
     trainer.remove_callback(PrinterCallback)
     if progress:
@@ -89,30 +91,31 @@ def fit(
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that was written to its end, and remove what a killed run left half-written."""
-    numbers = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
-    newest_first = sorted((path for path in numbers if numbers[path].isdigit()), key=lambda path: -int(numbers[path]))
-    for path in newest_first:
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # which Trainer writes last
-            return path
-        except (OSError, ValueError):
-            shutil.rmtree(path)
-    return None
-
-
 def _batch(sequences: list[Example]) -> dict[str, Tensor]:
     return dict(zip(("input_ids", "labels", "attention_mask"), padded(sequences), strict=True))
 
 
 class _Trainer(Trainer):
+    def __init__(self, watch: Watch, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.watch = watch
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss: Tensor = super().training_step(*args, **kwargs)
+        self.watch.see(loss)
+        return loss
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        step, folder = self.state.global_step, Path(str(self.args.output_dir))
+        self.watch.refuse_diverged(cast(nn.Module, self.model), step, folder)
         try:
             super()._save_checkpoint(*args, **kwargs)
+            self.accelerator.wait_for_everyone()  # each process has a file of its own in it
+            if self.args.should_save:
+                seal(folder / f"checkpoint-{step}", self.args.world_size)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch.save raises a RuntimeError on a full disk
-            folder = Path(str(self.args.output_dir))
-            last_checkpoint(folder)
+            if self.args.should_save:
+                last_whole(folder)
             reason = str(error).partition("\n")[0]
             raise InputError(
                 f"{folder}: no checkpoint can be written there ({reason}): make room, then go on with --resume."
@@ -125,13 +128,15 @@ class _Score(TrainerCallback):
     So whoever goes on from a checkpoint finds all scores up to it.
     """
 
-    def __init__(self, score: Callable[[int, int], None], steps_an_epoch: int) -> None:
+    def __init__(self, score: Callable[[int, int], None], steps_an_epoch: int, watch: Watch) -> None:
         self.score = score
         self.steps_an_epoch = steps_an_epoch
+        self.watch = watch
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         epoch, within = divmod(state.global_step, self.steps_an_epoch)
         if within == 0:
+            self.watch.refuse_diverged(model, state.global_step, Path(args.output_dir))
             with tqdm.external_write_mode(file=sys.stderr):  # one bar at a time
                 self.score(epoch, state.global_step)
 

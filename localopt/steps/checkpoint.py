@@ -25,45 +25,70 @@ from localopt.steps.sharding import is_sharded, local
 
 KEY = "localopt"
 START = "localopt_start"
+NEVER_UPDATED = "localopt_never_updated"
 
 
 def with_starts(state_dict: StateDict, anchor: Anchor | None, groups: Sequence[Group]) -> StateDict:
     """Return a state dict with the start of every parameter in its state."""
     if anchor is None:
         return state_dict
-    starts = [start for mine in anchor.near(groups) for start in mine]
     state = {key: dict(value) for key, value in state_dict["state"].items()}
-    for position, start in enumerate(starts):
+    for position, start in enumerate(_starts(anchor, groups)):
         if start is not None:
             state.setdefault(position, {})[START] = start
     return {**state_dict, "state": dict(sorted(state.items(), key=lambda item: item[0]))}
 
 
-def split(state_dict: StateDict) -> tuple[dict[str, Any] | None, dict[int, Tensor], StateDict]:
-    """Take a checkpoint apart: a policy's packed state, starts by position, and what the wrapped optimizer loads."""
+def _starts(anchor: Anchor, groups: Sequence[Group]) -> list[Tensor | None]:
+    starts = [start for mine in anchor.near(groups) for start in mine]
+    if anchor.decay.start is None:
+        return starts
+    # Distributed checkpoints load into the tensors they are shown: a start that was given must not be lost so.
+    return [None if start is None else start.clone() for start in starts]
+
+
+def split(
+    state_dict: StateDict, names: Sequence[str] = ()
+) -> tuple[dict[str, Any] | None, dict[int, Tensor], StateDict]:
+    """Take a checkpoint apart: a policy's packed state, starts by position, and what the wrapped optimizer loads.
+
+    The state of layers that were never updated, which a complete checkpoint holds as a blank, is left out.
+
+    Args:
+        state_dict: what :meth:`localopt.LocalizedOptimizer.state_dict` returned, or a bare optimizer.
+        names: of this optimizer's parameters.
+    """
     starts: dict[int, Tensor] = {}
     state: dict[Any, Any] = {}
     positions = {key: i for i, key in enumerate(key for group in state_dict["param_groups"] for key in group["params"])}
+    never = set(state_dict["param_groups"][0].get(NEVER_UPDATED, ()))
     for key, value in state_dict["state"].items():
+        position = positions.get(key, key)
         if isinstance(value, Mapping) and START in value:
-            starts[positions.get(key, key)] = value[START]
+            starts[position] = value[START]
             value = {name: entry for name, entry in value.items() if name != START}
             if not value:
                 continue
+        if never and isinstance(position, int) and position < len(names) and names[position] in never:
+            continue
         state[key] = value
-    return state_dict["param_groups"][0].get(KEY), starts, {**state_dict, "state": state}
+    groups = [{key: value for key, value in g.items() if key != NEVER_UPDATED} for g in state_dict["param_groups"]]
+    return groups[0].get(KEY), starts, {**state_dict, "state": state, "param_groups": groups}
 
 
-def taken_from(optimizer: Optimizer) -> tuple[dict[str, Any] | None, dict[int, Tensor]]:
+def taken_from(optimizer: Optimizer, names: Sequence[str]) -> tuple[dict[str, Any] | None, dict[int, Tensor]]:
     """Take out of a bare optimizer what a checkpoint loaded into it held for a localized one."""
     saved = optimizer.param_groups[0].pop(KEY, None)
+    never = set(optimizer.param_groups[0].pop(NEVER_UPDATED, ()))
     starts: dict[int, Tensor] = {}
     for position, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
         state = optimizer.state.get(parameter)
-        if state is not None and START in state:
+        if state is None:
+            continue
+        if START in state:
             starts[position] = state.pop(START)
-            if not state:
-                del optimizer.state[parameter]
+        if not state or names[position] in never:
+            del optimizer.state[parameter]
     return saved, starts
 
 
@@ -73,6 +98,7 @@ def check(
     saved: Mapping[str, Any] | None,
     starts: Mapping[int, Tensor],
     groups: Sequence[Group],
+    owners: Sequence[int],
 ) -> list[str]:
     """Look at what a checkpoint holds before it is loaded; return what the user should be warned of.
 
@@ -87,7 +113,9 @@ def check(
         return warned
     parameters = [parameter for group in groups for parameter in group["params"]]
     mine = [start for held in anchor.starts for start in held]
-    missing = [i for i, start in enumerate(mine) if start is not None and i not in starts]
+    # What a constant policy freezes never left its start, and torch's flat form loses what has no other state.
+    moves = [policy.constant is None or bool(policy.constant[layer] > 0) for layer in owners]
+    missing = [i for i, start in enumerate(mine) if start is not None and i not in starts and moves[i]]
     if missing:
         raise ValueError(
             f"the checkpoint holds no start of the anchor decay for {len(missing)} of {len(mine)} parameters (the "

@@ -6,14 +6,20 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import ASGD, LBFGS, SGD, Adadelta, Adafactor, Adagrad, Optimizer, RMSprop, Rprop
 
 from localopt.policies.protocol import Policy, is_binary, is_constant, needs
 from localopt.steps.anchor import AnchorDecay
 from localopt.steps.carry import refuse_uncarried
+from localopt.steps.elsewhere import DEEPSPEED, refuse_steps_elsewhere
 from localopt.steps.sharding import sharding
 from localopt.steps.wrapper import OptimizerWrapper
+
+_CLASS_AND_OPTIONS = (
+    "Where a trainer wants a class and its options (transformers' optimizer_cls_and_kwargs), pass "
+    "localopt.integrations.transformers.localized_optimizer(args)"
+)
 
 
 def refuse_at_construction(
@@ -27,8 +33,15 @@ def refuse_at_construction(
 ) -> None:
     """Raise TypeError or ValueError for arguments of LocalizedOptimizer that cannot work together."""
     name = type(optimizer).__name__
+    if isinstance(optimizer, nn.Module):
+        raise TypeError(
+            f"LocalizedOptimizer wraps a torch optimizer, and was called with a {name}: make the optimizer first, "
+            f"LocalizedOptimizer(AdamW(model.parameters(), lr=...), model). {_CLASS_AND_OPTIONS}"
+        )
+    if type(optimizer).__module__.startswith("deepspeed.runtime.") or name == "DeepSpeedOptimizerWrapper":
+        raise ValueError(DEEPSPEED.format(what=f"the parameters of {name} are"))
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"LocalizedOptimizer wraps a torch optimizer, not {name}")
+        raise TypeError(f"LocalizedOptimizer wraps a torch optimizer, not {name}. {_CLASS_AND_OPTIONS}")
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module or None, not {type(model).__name__}: a policy is given as policy=")
     if isinstance(optimizer, OptimizerWrapper):
@@ -40,6 +53,7 @@ def refuse_at_construction(
             "LayerWiseDummyOptimizer (layer-wise GaLore and the like in transformers) updates parameters during the "
             "backward pass, before a step could choose layers: use an optimizer that updates in step(), such as AdamW"
         )
+    refuse_steps_elsewhere(optimizer)
     if any(group.get("differentiable") for group in optimizer.param_groups):
         raise ValueError(f"{name} has differentiable=True, but the choice of layers has no gradient: leave it off")
     if isinstance(policy, type):
@@ -86,19 +100,6 @@ def refuse_scales(policy: Policy, names: Sequence[str], scales: Sequence[float])
     bad = {name: s for name, s in zip(names, scales, strict=True) if not (math.isfinite(s) and s >= 0)}
     if bad:
         raise ValueError(f"{policy!r} returned scales that are not finite numbers >= 0: {bad}; nothing was updated")
-
-
-def refuse_rebuilt(model: nn.Module | None, parameters: Sequence[Tensor]) -> None:
-    """Raise RuntimeError if none of the parameters is one of the model's."""
-    if model is None:
-        return
-    held = {id(parameter) for parameter in parameters}
-    if not any(id(parameter) in held for parameter in model.parameters()):
-        raise RuntimeError(
-            f"none of the optimizer's {len(held)} parameters has a gradient, and none is a parameter of the "
-            f"{type(model).__name__} any more: the model was rebuilt or sharded after the optimizer was made. Make the "
-            "optimizer, and this wrapper, after that."
-        )
 
 
 def refuse_toggled(before: Sequence[bool] | None, now: Sequence[bool], names: Sequence[str]) -> None:

@@ -83,15 +83,6 @@ class Layout:
         """Return the number of elements of each layer's parameters; of a sharded one the whole counts."""
         return [sum(parameter.numel() for parameter in layer) for layer in self.weights(groups).values()]
 
-    def check(self, groups: Sequence[Group]) -> None:
-        """Raise RuntimeError if parameters were added to or taken from ``groups`` since."""
-        sizes, expected = [len(group["params"]) for group in groups], [len(group) for group in self.owners]
-        if sizes != expected:
-            raise RuntimeError(
-                f"the parameter groups held {expected} parameters when their layers were named and hold {sizes} now. "
-                "Add parameters with add_param_group(...), or wrap the optimizer again."
-            )
-
 
 def segments(layer_of: Sequence[int], count: int, device: torch.device | str = "cpu") -> Tensor:
     """Lay out which tensors make up which layer, for :func:`localopt.signals.layer_norms`.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from localopt.layers import locate
 from localopt.steps.layout import Group, Layout
@@ -18,11 +21,13 @@ class Report:
         norms: gradient norm of each layer; None where the policy is constant and nothing asked for norms.
         scales: what each layer's learning rate was multiplied by; 0 means the layer was frozen.
         total_norm: gradient norm over the layers that were updated, before clipping; None without norms.
-        share_updated: share of the optimizer's parameters (by element) that lie in updated layers.
+        share_updated: share of the optimizer's parameters (by element) that were updated: they lie in layers with a
+            scale > 0, and had a gradient.
         skipped_steps: steps so far that changed nothing because a gradient norm was NaN or infinite.
         signals: everything that was taken of the layers, by name: norms and what the policy or the anchor decay needs.
         anchor_shares: share of the way back to the start that each layer went, where the selective rule decides; else
             None.
+        without_gradient: layers none of whose parameters had a gradient: not updated, whatever their scale.
 
     Examples:
         >>> print(Report(("h.0", "h.1"), (0.3, 0.4), (0.0, 1.0), 0.4, 0.5, 0))
@@ -39,11 +44,13 @@ class Report:
     skipped_steps: int
     signals: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     anchor_shares: tuple[float, ...] | None = None
+    without_gradient: tuple[str, ...] = ()
 
     @property
     def updated(self) -> tuple[str, ...]:
         """Names of the layers that were updated."""
-        return tuple(name for name, scale in zip(self.names, self.scales, strict=True) if scale > 0)
+        idle = set(self.without_gradient)
+        return tuple(n for n, scale in zip(self.names, self.scales, strict=True) if scale > 0 and n not in idle)
 
     def __str__(self) -> str:
         norm = "not taken" if self.total_norm is None else f"{self.total_norm:.4g}"
@@ -54,8 +61,51 @@ class Report:
         width = max(len(name) for name in self.names)
         for i, name in enumerate(self.names):
             layer_norm = "" if self.norms is None else f"norm {self.norms[i]:<10.4g} "
-            lines.append(f"  {name:<{width}}  {layer_norm}scale {self.scales[i]:.4g}")
+            idle = ", no gradient" if name in self.without_gradient else ""
+            lines.append(f"  {name:<{width}}  {layer_norm}scale {self.scales[i]:.4g}{idle}")
         return "\n".join(lines)
+
+
+def report(
+    layout: Layout,
+    groups: Sequence[Group],
+    present: Sequence[bool],
+    scales: Sequence[float],
+    signals: Mapping[str, Tensor],
+    shares: Tensor | None,
+    skipped: int,
+) -> Report:
+    """Say what a step did.
+
+    Args:
+        layout: the optimizer's layers.
+        groups: its parameter groups.
+        present: for every parameter in turn, whether it had a gradient.
+        scales: a number a layer.
+        signals: by name, float32 (L,).
+        shares: how far each layer went back to its start, or None.
+        skipped: steps so far that changed nothing.
+    """
+    norms = tuple(signals["norm"].tolist()) if "norm" in signals else None
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    total = updated = 0
+    having = set()
+    for parameter, has_gradient, layer in zip(parameters, present, layout.flat(), strict=True):
+        total += parameter.numel()
+        if has_gradient:
+            having.add(layer)
+            updated += parameter.numel() if scales[layer] > 0 else 0
+    return Report(
+        names=layout.names,
+        norms=norms,
+        scales=tuple(scales),
+        total_norm=None if norms is None else math.hypot(*(n for n, s in zip(norms, scales, strict=True) if s > 0)),
+        share_updated=updated / max(1, total),
+        skipped_steps=skipped,
+        signals={name: tuple(value.tolist()) for name, value in signals.items()},
+        anchor_shares=None if shares is None else tuple(shares.tolist()),
+        without_gradient=tuple(name for i, name in enumerate(layout.names) if i not in having),
+    )
 
 
 def summary(policy: object, report: Report, layout: Layout, groups: Sequence[Group]) -> str:

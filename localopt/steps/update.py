@@ -19,6 +19,7 @@ from localopt.steps.checks import refuse_scales
 from localopt.steps.layout import Group, Layout
 from localopt.steps.sharding import Sharding
 from localopt.steps.split import split_step
+from localopt.steps.watch import Watch
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Update:
         policy: what chose the scales.
         frozen_state: see :class:`localopt.LocalizedOptimizer`.
         anchor: where its parameters began, if they are to decay toward it.
+        watch: sees once that what is frozen does not move.
     """
 
     optimizer: Optimizer
@@ -38,6 +40,7 @@ class Update:
     policy: BoundPolicy
     frozen_state: str
     anchor: Anchor | None
+    watch: Watch
 
     def by_constant(self) -> list[float]:
         """Step every layer by the policy's constant scales; nothing was measured."""
@@ -113,7 +116,12 @@ class Update:
     def _split(self, groups: Sequence[int], scales: Sequence[float], clip: Tensor | None) -> None:
         mine = [self._groups[i] for i in groups]
         owners = [self.layout.owners[i] for i in groups]
-        split_step(self.optimizer, mine, owners, scales, clip=clip, track=self.frozen_state == "track")
+        track = self.frozen_state == "track"
+        still = None if track else self.watch.moving(mine, [self.layout.parameters[i] for i in groups], owners, scales)
+        split_step(self.optimizer, mine, owners, scales, clip=clip, track=track)
+        if still is not None:
+            still.refuse_moved(self.optimizer)
+            self.watch.still = True
         if self.frozen_state == "carry":
             carry(self.optimizer, mine, owners, scales, 1.0 if clip is None else float(clip))
 

@@ -66,6 +66,12 @@ class OptimizerWrapper(Optimizer):
     def defaults(self, defaults: dict[str, Any]) -> None:
         self.inner.defaults = defaults
 
+    def __getattr__(self, name: str) -> Any:
+        # Optimizers without a schedule have these two, and trainers look whether they are there.
+        if name in ("train", "eval") and "inner" in self.__dict__ and hasattr(self.inner, name):
+            return getattr(self.inner, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients, as the wrapped optimizer does."""
         self.inner.zero_grad(set_to_none)

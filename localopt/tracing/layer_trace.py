@@ -15,13 +15,11 @@ from localopt.errors import InputError
 from localopt.layers import Layers, partition
 from localopt.outside import plain, shown
 from localopt.policies.rules import AboveMean, Fixed, Proportional
-from localopt.tracing import tracefile
+from localopt.tracing import export, tracefile
 from localopt.tracing.lending import refuse_wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from localopt.tracing.export import Format
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +89,53 @@ class LayerTrace:
     def _fixed(self, scales: Tensor) -> Fixed:
         return Fixed(dict(zip(self.layers, scales.tolist(), strict=True)))
 
+    def param_groups(
+        self,
+        model: nn.Module,
+        lr: float,
+        weight_decay: float = 0.0,
+        *,
+        scales: Mapping[str, float] | None = None,
+        layers: Layers | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return parameter groups for a bare optimizer: one a layer, at its own learning rate.
+
+        What this trains is what the trace's policy would train, in every trainer and under every sharding, DeepSpeed's
+        too: an optimizer that steps its groups one by one needs to know no other layer. Layers of scale 0 are left out.
+
+        Args:
+            model: gives the parameters; those that require no gradient are left out.
+            lr: what each layer's scale is multiplied by.
+            weight_decay: of every group.
+            scales: by layer, as :meth:`frozen_parameters` (the default) or :meth:`adaptive_learning_rates` give them.
+            layers: the function that named the layers, if the trace was taken with one.
+
+        Returns:
+            Groups with ``params``, ``lr``, ``weight_decay`` and the layer's ``name``.
+
+        Raises:
+            ValueError: the model's layers are not those of the trace, or nothing would be trained.
+
+        Examples:
+            >>> model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+            >>> trace = LayerTrace(("a", "b"), torch.tensor([1.0, 6.0]), torch.tensor([2.0, 2.0]))
+            >>> [(group["name"], group["lr"]) for group in trace.param_groups(model, lr=0.1)]
+            [('b', 0.1)]
+        """
+        layer_of = partition((name for name, _ in model.named_parameters()), self.partition(layers))
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.check({layer_of[name] for name in trained} | (set(self.layers) & set(layer_of.values())))
+        scales = self.frozen_parameters().scales if scales is None else scales
+        groups: dict[str, dict[str, Any]] = {}
+        for name, parameter in trained.items():
+            layer = layer_of[name]
+            if scales[layer] > 0:
+                fresh = {"params": [], "lr": lr * scales[layer], "weight_decay": weight_decay, "name": layer}
+                groups.setdefault(layer, fresh)["params"].append(parameter)
+        if not groups:
+            raise ValueError("no parameter that requires a gradient lies in a layer that the trace chooses")
+        return list(groups.values())
+
     def freeze(self, model: nn.Module, *, layers: Layers | None = None) -> list[str]:
         """Set ``requires_grad = False`` for every parameter outside the layers that TGL + FP chooses.
 
@@ -151,15 +196,38 @@ class LayerTrace:
         self,
         path: str | os.PathLike[str],
         model: nn.Module,
-        format: Format = "unfrozen_parameters",
+        format: export.Format = "unfrozen_parameters",
         *,
         lr: float | None = None,
+        rank: int | None = None,
         layers: Layers | None = None,
     ) -> dict[str, Any]:
-        """Write what to train, or how fast, as a settings file of another trainer; see `export.py`."""
-        from localopt.tracing.export import export
+        """Write what to train, or how fast, as a settings file of another trainer, and return it.
 
-        return export(self, model, path, format, lr=lr, layers=layers)
+        Args:
+            path: the file to write: YAML, or JSON where it ends so.
+            model: gives the names of the parameters (its weights may be on the meta device); those that require no
+                gradient are left out.
+            format: ``"unfrozen_parameters"`` (axolotl, Spectrum), ``"lr_groups"`` (axolotl), ``"multipliers"`` (a
+                factor for every parameter), or ``"peft"`` (LoRA on the chosen matrices); see `export.py`.
+            lr: the base learning rate; ``"lr_groups"`` alone needs it.
+            rank: of adapters, on average, for ``"peft"``; None for 8.
+            layers: the function that named the layers, if the trace was taken with one.
+
+        Raises:
+            InputError: an unknown format, ``lr`` missing, settings the format cannot express, or the file cannot be
+                written.
+            ValueError: the model's layers are not those of the trace.
+        """
+        export.check_arguments(format, lr, rank)
+        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        layer_of = partition((name for name, _ in model.named_parameters()), self.partition(layers))
+        layer_of = {name: layer_of[name] for name in names}
+        self.check(layer_of.values())
+        chosen, rates = self.frozen_parameters().scales, self.adaptive_learning_rates().scales
+        what = export.settings(format, model, layer_of, chosen, rates, lr=lr, rank=rank)
+        export.write(path, what)
+        return what
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, whole or not at all."""

@@ -135,3 +135,5 @@ def test_a_sweep_and_a_report_run_on_it_as_on_the_first(folder: Path, tmp_path: 
     table = (tmp_path / "page" / "lifelong-tables.md").read_text()
     assert "**By kind of question**" in table
     assert all(kind in table for kind in fictional.KINDS)
+    assert "new beats old" not in table
+    assert "nan" not in table

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from torch.optim import AdamW
 from transformers import Trainer, TrainingArguments
 
 from localopt import AboveMean, Fixed, LocalizedOptimizer, RandomLayers, Smoothed, partition
-from localopt.integrations.transformers import LocalizationCallback, localized_optimizer
+from localopt.integrations.transformers import LocalizationCallback, Localize, localize, localized_optimizer
 from tests.laws import assert_same_bits
 from tests.tiny_models import VOCABULARY, llama
 
@@ -214,3 +216,146 @@ def test_a_bare_optimizer_is_told_how_to_be_localized(tmp_path: Path) -> None:
     run.add_callback(LocalizationCallback(run))
     with pytest.raises(TypeError, match="optimizer is AdamW: pass"):
         run.train()
+
+
+# -- any trainer, by one call -----------------------------------------------------------------------------------------
+
+
+class TwoRates(Trainer):
+    """Makes an optimizer of its own and ignores what it was given."""
+
+    def create_optimizer(self, *_: Any, **__: Any) -> Any:
+        if self.optimizer is None:
+            head = [p for name, p in self.model.named_parameters() if "lm_head" in name]
+            rest = [p for name, p in self.model.named_parameters() if "lm_head" not in name]
+            self.optimizer = AdamW([{"params": head, "lr": 1e-3}, {"params": rest, "lr": 1e-2}])
+        return self.optimizer
+
+
+def two_rates(folder: Path, seed: int = 0, **options: Any) -> TwoRates:
+    torch.manual_seed(seed)
+    return TwoRates(llama(), arguments(folder, **options), train_dataset=tokens())
+
+
+def test_a_trainer_with_an_optimizer_of_its_own_is_localized_by_one_call(tmp_path: Path) -> None:
+    run = two_rates(tmp_path)
+    localize(run, RandomLayers(2, every=1))
+    run.train()
+    assert len(localized(run).report().updated) == 2
+    assert len(localized(run).param_groups) == 2
+    assert [entry["updated_layers"] for entry in run.state.log_history if "updated_layers" in entry] == [2, 2]
+    run.train()  # goes on with what was made
+    assert len(localized(run).report().updated) == 2
+
+
+def test_a_trainer_that_takes_callbacks_alone_is_localized_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    run = Trainer(llama(), arguments(tmp_path), train_dataset=tokens(), callbacks=[Localize(anchor_decay=50.0)])
+    run.train()
+    assert localized(run).report().updated
+    assert "anchor" in repr(localized(run)).lower()
+
+
+@pytest.mark.parametrize("policy", MAKERS)
+def test_a_run_localized_by_one_call_resumes_bit_for_bit(policy: str, tmp_path: Path) -> None:
+    runs = []
+    for seed, options in ((0, {}), (1, {"resume_from_checkpoint": str(tmp_path / "checkpoint-2")})):
+        run = two_rates(tmp_path, seed)
+        localize(run, MAKERS[policy](), anchor_decay=50.0)
+        run.train(**options)
+        runs.append(run)
+    assert_same_bits(runs[1].model, runs[0].model, policy)
+
+
+def test_a_scheduler_goes_on_with_the_localized_optimizer(tmp_path: Path) -> None:
+    run = two_rates(tmp_path, lr_scheduler_type="linear")
+    localize(run)
+    run.train()
+    assert [group["lr"] for group in localized(run).param_groups] == [0.0, 0.0]
+
+
+def test_sft_of_trl_is_localized_by_one_call(tmp_path: Path) -> None:
+    trl, dataset, tokenizer = pytest.importorskip("trl"), pytest.importorskip("datasets"), word_tokenizer()
+    config = trl.SFTConfig(str(tmp_path), max_steps=2, use_cpu=True, report_to="none", bf16=False, logging_steps=1)
+    rows = dataset.Dataset.from_dict({"text": ["a b c d e", "b c d e f"] * 4})
+    run = trl.SFTTrainer(llama(), config, train_dataset=rows, processing_class=tokenizer)
+    localize(run)
+    run.train()
+    assert 0 < localized(run).report().share_updated < 1
+
+
+def test_dpo_of_trl_with_lora_is_localized_by_one_call(tmp_path: Path) -> None:
+    trl, dataset, tokenizer = pytest.importorskip("trl"), pytest.importorskip("datasets"), word_tokenizer()
+    peft = pytest.importorskip("peft")
+    config = trl.DPOConfig(str(tmp_path), max_steps=2, use_cpu=True, report_to="none", bf16=False, logging_steps=1)
+    rows = dataset.Dataset.from_dict({"prompt": ["a b"] * 8, "chosen": ["c d"] * 8, "rejected": ["e f"] * 8})
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"])
+    run = trl.DPOTrainer(llama(), args=config, train_dataset=rows, processing_class=tokenizer, peft_config=lora)
+    localize(run, RandomLayers(1, every=1))
+    run.train()
+    report = localized(run).report()
+    assert len(report.updated) == 1
+    assert {name.rpartition(".")[2] for name in report.names} == {"attention", "mlp"}
+
+
+def word_tokenizer() -> Any:
+    tokenizers = pytest.importorskip("tokenizers")
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<eos>", *"abcdefgh"]
+    model = tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<pad>")
+
+
+def test_clipping_by_both_sides_is_refused_by_the_one_call_too(tmp_path: Path) -> None:
+    run = two_rates(tmp_path, max_grad_norm=2.0)
+    localize(run, max_grad_norm=0.5)
+    with pytest.raises(ValueError, match=r"twice: by Trainer to 2\.0"):
+        run.train()
+
+
+def test_what_is_no_trainer_is_refused() -> None:
+    with pytest.raises(TypeError, match="takes a transformers Trainer, not Sequential"):
+        localize(torch.nn.Sequential())  # type: ignore[arg-type]
+
+
+def test_the_class_and_options_in_place_of_a_factory_say_what_to_pass(tmp_path: Path) -> None:
+    run = Trainer(
+        llama(),
+        arguments(tmp_path),
+        train_dataset=tokens(),
+        optimizer_cls_and_kwargs=(LocalizedOptimizer, {"policy": AboveMean()}),
+    )
+    with pytest.raises(TypeError, match=r"pass localopt\.integrations\.transformers\.localized_optimizer\(args\)"):
+        run.train()
+
+
+# -- DeepSpeed --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("form", ["file", "dictionary", "config object"])
+def test_zero_is_refused_as_soon_as_the_arguments_are_seen(form: str, stage: int, tmp_path: Path) -> None:
+    config: Any = {"zero_optimization": {"stage": stage}}
+    args = SimpleNamespace(deepspeed=config, hf_deepspeed_config=None)
+    if form == "file":
+        args.deepspeed = str(tmp_path / "zero.json")
+        (tmp_path / "zero.json").write_text(json.dumps(config))
+    elif form == "config object":
+        args.hf_deepspeed_config = SimpleNamespace(config=config)
+    with pytest.raises(ValueError, match=rf"ZeRO stage {stage}.*LayerTrace\.freeze.*param_groups"):
+        localized_optimizer(args)  # type: ignore[arg-type]
+
+
+def test_stage_zero_is_let_through() -> None:
+    args = SimpleNamespace(deepspeed={"zero_optimization": {"stage": 0}}, hf_deepspeed_config=None)
+    assert localized_optimizer(args)[1]["args"] is args  # type: ignore[arg-type]
+
+
+def test_a_factory_called_with_the_arguments_makes_the_same_optimizer(tmp_path: Path) -> None:
+    args = arguments(tmp_path, learning_rate=3e-3)
+    factory, options = localized_optimizer(args, RandomLayers(2, every=1))
+    model = llama()
+    assert repr(factory()(model, args, **options)) == repr(factory()(model, **options))

@@ -24,12 +24,13 @@ from localopt.layers import partition
 from localopt.policies import AboveMean, Fixed
 from localopt.policies.compose import RelativeTo
 from localopt.pretraining import trainer
+from localopt.pretraining.checkpoints import last_whole, seal
 from localopt.pretraining.history import History
+from localopt.pretraining.lock import LOCK
 from localopt.pretraining.probes import read_corpus
-from localopt.pretraining.scoring import read_sets
+from localopt.pretraining.scoring import as_numbers, read_sets, score_sets
 from localopt.pretraining.settings import METHODS, Settings
 from localopt.pretraining.train import make_optimizer, train
-from localopt.pretraining.trainer import last_checkpoint
 from localopt.tracing.layer_trace import LayerTrace
 from tests.tiny_files import contents, full_disk, write_inputs
 from tests.tiny_lm import tiny_model, tiny_tokenizer
@@ -59,6 +60,7 @@ def run(inputs: Path, out: Path, settings: Settings = SETTINGS, **more: Any) -> 
     model = AutoModelForCausalLM.from_pretrained(inputs / "model")
     corpus = more.pop("corpus", None) or read_corpus(inputs / "corpus.txt")
     sets = more.pop("sets", None) or read_sets([f"news={inputs / 'facts.jsonl'}"], inputs / "corpus.txt")
+    more = {"keep_checkpoints": True, **more}
     return model, train(model, TOKENIZER, corpus, out, settings, sets=sets, **more)
 
 
@@ -219,10 +221,20 @@ def test_a_run_without_sets_trains_all_the_same(inputs: Path, runs: Runs, tmp_pa
 
 
 def test_a_run_that_diverges_leaves_a_history_that_any_json_reader_reads(inputs: Path, tmp_path: Path) -> None:
-    run(inputs, tmp_path / "out", replace(SETTINGS, lr=1e30, epochs=3))
+    with pytest.raises(InputError, match="the run has diverged"):
+        run(inputs, tmp_path / "out", replace(SETTINGS, lr=1e30, epochs=3))
     text = (tmp_path / "out" / "history.json").read_text()
     scores = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))["scores"]
-    assert scores[-1]["sets"]["news"]["nll"] is None
+    assert all(score["nll"] > 0 for entry in scores for score in entry["sets"].values())
+
+
+def test_a_model_that_gives_no_numbers_is_scored_as_none(inputs: Path) -> None:
+    model = tiny_model(TOKENIZER)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(torch.nan)
+    scores = as_numbers(score_sets(model, TOKENIZER, read_sets([f"news={inputs / 'facts.jsonl'}"], None)))
+    assert scores["news"]["nll"] is None
+    json.dumps(scores, allow_nan=False)
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
@@ -348,6 +360,11 @@ def copy_of(killed: Path, folder: Path) -> Path:
     return folder / "out"
 
 
+def but_lock(killed: Path) -> dict[str, bytes]:
+    """What a killed run left, without its lock, which the next one takes over."""
+    return {name: data for name, data in contents(killed).items() if name != LOCK}
+
+
 def test_a_killed_run_goes_on_bit_for_bit(
     killed: Path, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,21 +397,21 @@ def test_a_finished_run_is_not_resumed(inputs: Path, runs: Runs) -> None:
 def test_a_run_is_not_resumed_with_other_settings(
     change: dict[str, Any], message: str, killed: Path, inputs: Path
 ) -> None:
-    before = contents(killed)
+    before = but_lock(killed)
     with pytest.raises(InputError, match=message):
         run(inputs, killed, replace(KILLED, **change), resume=True)
-    assert contents(killed) == before
+    assert but_lock(killed) == before
 
 
 def test_a_run_is_not_resumed_on_other_input(killed: Path, inputs: Path) -> None:
-    before = contents(killed)
+    before = but_lock(killed)
     with pytest.raises(InputError, match="started with another corpus"):
         run(inputs, killed, KILLED, resume=True, corpus=["Something else entirely."])
     with pytest.raises(InputError, match="trace on one side only"):
         run(inputs, killed, KILLED, resume=True, trace=TRACE)
     with pytest.raises(InputError, match="set reference on one side only"):
         run(inputs, killed, KILLED, resume=True, sets=read_sets([f"news={inputs / 'facts.jsonl'}"], None))
-    assert contents(killed) == before
+    assert but_lock(killed) == before
 
 
 def test_a_run_is_not_resumed_with_another_model(killed: Path, inputs: Path) -> None:
@@ -444,19 +461,20 @@ def test_the_last_two_checkpoints_are_kept(killed: Path, runs: Runs) -> None:
 
 
 def test_a_checkpoint_that_was_not_written_to_its_end_is_removed_and_an_older_one_taken(tmp_path: Path) -> None:
-    for step, state in ((90, "{}"), (100, "{}"), (110, '{"global_step": 1'), (120, None)):
+    for step in (90, 100, 110, 120):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"half")
-        if state is not None:
-            (folder / "trainer_state.json").write_text(state)
+        if step <= 100:
+            seal(folder, processes=1)
+    (tmp_path / "checkpoint-120" / "trainer_state.json").write_text("{}")
     (tmp_path / "checkpoint-best").mkdir()  # not Trainer's: none of our business
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
+    assert last_whole(tmp_path).path == tmp_path / "checkpoint-100"
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-90", "checkpoint-100", "checkpoint-best"}
 
 
 def test_there_may_be_no_checkpoint(tmp_path: Path) -> None:
-    assert last_checkpoint(tmp_path / "none") is None
+    assert last_whole(tmp_path / "none").path is None
 
 
 def test_a_half_written_checkpoint_does_not_change_the_result(inputs: Path, runs: Runs, tmp_path: Path) -> None:

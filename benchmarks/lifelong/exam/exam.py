@@ -25,7 +25,7 @@ KEPT = {("near", "dev"): 20, ("near", "test"): 80, ("far", "test"): 40}  # facts
 CLOZES = 40  # sentences on new entities
 TEXTS = 32  # pieces of WikiText, the first quarter to choose rates by
 TEXT_LENGTH = 64
-DECODED = 8  # tokens
+DECODED = 8  # tokens, or as many as the longest answer has
 
 Row = dict[str, Any]
 
@@ -165,18 +165,23 @@ class Exam:
         losses = span_losses(model, self.clozes, batch_size=16)
         return losses.nll.sum().item() / int(losses.tokens.sum())
 
-    def decode(self, model: PreTrainedModel, chosen: Sequence[int]) -> dict[str, float]:
-        """Greedy answers to the first phrasing of each of these questions: exact match and word F1."""
-        asked = [self.items[i] for i in chosen if self.items[i].phrasing == 0]
+    def decode(self, model: PreTrainedModel, chosen: Sequence[int]) -> dict[str, list[float]]:
+        """Greedy answers to the first phrasing of each of these questions: exact match and word F1, one by one."""
+        first = [i for i in chosen if self.items[i].phrasing == 0]
+        asked = [self.items[i] for i in first]
+        longest = max(self.trees[i].tokens[0] for i in first)
         self.tokenizer.padding_side = "left"
         inputs = self.tokenizer([item.prompt for item in asked], return_tensors="pt", padding=True)
         with torch.inference_mode():
             written = model.generate(
-                **inputs, max_new_tokens=DECODED, do_sample=False, pad_token_id=self.tokenizer.pad_token_id
+                **inputs,
+                max_new_tokens=max(DECODED, longest),
+                do_sample=False,
+                pad_token_id=self.tokenizer.pad_token_id,
             )
         texts = self.tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         scores = [_match(text, item.answers[0]) for text, item in zip(texts, asked, strict=True)]
-        return {name: sum(score[i] for score in scores) / len(scores) for i, name in enumerate(("exact", "f1"))}
+        return {name: [round(score[i], 3) for score in scores] for i, name in enumerate(("exact", "f1"))}
 
 
 def _candidates(prepared: Path) -> list[Item]:

@@ -17,9 +17,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from benchmarks.lifelong.report import tables as tabled
+from benchmarks.lifelong.report.findings import Findings
 from benchmarks.lifelong.report.records import Records
 from benchmarks.lifelong.report.statistics import MEASURES, Curve, Measure
-from benchmarks.lifelong.report.tables import Findings, Table
+from benchmarks.lifelong.report.tables import Table
 from benchmarks.stamp import summary
 from localopt.errors import InputError
 from localopt.plots import Run, heat_map, learning_forgetting
@@ -61,8 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"report: {error}", file=sys.stderr)
         sys.exit(2)
     given.out.mkdir(parents=True, exist_ok=True)
-    tables = [findings.methods(), findings.levels(), findings.contrasts(), findings.costs()]
-    if (kinds := findings.kinds()) is not None:
+    tables = [make(findings) for make in (tabled.methods, tabled.levels, tabled.contrasts, tabled.costs)]
+    if (kinds := tabled.kinds(findings)) is not None:
         tables.insert(2, kinds)
     (given.out / "lifelong.html").write_text(page(findings, tables), encoding="utf-8")
     markdown = "\n\n".join(f"**{table.title}**\n\n{table.markdown()}\n\n{table.note}" for table in tables)
@@ -86,7 +88,7 @@ def page(findings: Findings, tables: list[Table]) -> str:
         *(f"<p>Diverged: {row['method']} at {row['lr']:g} on half {row['half']}.</p>" for row in records.diverged),
         *(_table(table) for table in tables[:-1]),
         "<h2>Learning against forgetting</h2><p class=note>Each line is a method's end weights mixed with the start's: "
-        "a quarter, half, three quarters, and all of the change.</p>",
+        "a quarter, half, three quarters, and all of the change. F1: of what is written at the end.</p>",
         *(_picture(frontier(findings, measure), f"uptake against forgetting, {measure}") for measure in MEASURES),
         _table(tables[-1]),
         "<h2>Layers</h2><p class=note>How much of the rate each layer got, averaged over steps and halves.</p>",
@@ -103,7 +105,8 @@ def frontier(findings: Findings, measure: Measure) -> Figure:
         path = findings.paths[name]
         lost: Curve = getattr(path, measure)
         points = [(float(x), float(y)) for x, y in zip(lost.mean, path.uptake.mean, strict=True)]
-        runs.append(Run(name, *points[-1], path=points[:-1]))
+        written = sum(run["end"]["f1"] for run in findings.runs[name]) / len(findings.runs[name])
+        runs.append(Run(f"{name} (F1 {written:.0%})", *points[-1], path=points[:-1]))
     return learning_forgetting(runs, forgetting=AXES[measure], uptake="uptake, nats (more is better)")
 
 

@@ -174,6 +174,12 @@ class Scores:
         places = self.places(run["half"])
         return self._a_token(places, run["points"]["1.0"]["taught"], kind)
 
+    def written(self, run: Row, name: str, kind: str) -> list[float]:
+        """ "exact" or "f1" of every question of one kind that was decoded at a run's end: the first phrasings."""
+        asked = [i for i in self.places(run["half"]) if self.items[i]["phrasing"] == 0]
+        scores = zip(asked, run["end"]["written"][name], strict=True)
+        return [score for i, score in scores if self.items[i]["kind"] == kind]
+
     def answered_before(self, kind: str) -> float:
         """The same at the first start, over both halves."""
         answers = next(iter(self.records.starts.values()))["nll"]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from localopt import __version__
+from localopt.demo.folder import filled
 from localopt.demo.tiny.exam import Scores
 from localopt.demo.tiny.experiment import THREADS, WAY, Outcome
-from localopt.errors import InputError
 from localopt.plots import Run, learning_forgetting
 from localopt.tracing.layer_trace import LayerTrace
 
@@ -55,33 +53,14 @@ def show(outcome: Outcome, console: Console) -> None:
         console.print(line, style="dim", highlight=False, markup=False)
 
 
-def check_folder(folder: Path) -> None:
-    """Raise InputError if :func:`write` could not put its files there."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: exists and is not an empty folder: name a new one, or remove this one.")
-    if not folder.absolute().parent.is_dir():
-        raise InputError(f"{folder}: there is no folder {folder.absolute().parent}: make it first.")
-    if not os.access(folder.absolute().parent, os.W_OK):
-        raise InputError(f"{folder}: {folder.absolute().parent} cannot be written to: name another folder.")
-
-
 def write(outcome: Outcome, folder: Path) -> None:
-    """Fill ``folder``, which does not exist or is empty: written next to it, then renamed."""
-    check_folder(folder)
-    folder = folder.absolute()
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir()
+    """Fill ``folder``, which does not exist or is empty."""
+    with filled(folder) as partial:
         for name, trace, title in _traces(outcome):
             trace.save(partial / f"trace-{name}.safetensors")
             trace.plot(partial / f"trace-{name}.png", title=title)
         _picture(outcome, partial / "learning-forgetting.png")
         (partial / "results.json").write_text(json.dumps(_numbers(outcome), indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _cells(scores: Scores) -> tuple[str, ...]:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from localopt.demo.folder import check_folder
 from localopt.demo.tiny.experiment import Result, Size, experiment
-from localopt.demo.tiny.output import check_folder, show, write
+from localopt.demo.tiny.output import show, write
 
 
 def run_demo(

@@ -1,0 +1,73 @@
+"""The ways to take in new text that the demo compares.
+
+The rates were chosen by `benchmarks/demo_rates.py` on facts of their own, which share no name and no kind with those
+the methods are compared on, before the methods were compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch.optim import Optimizer
+
+from localopt.demo.training import Effort
+from localopt.optimizer import LocalizedOptimizer
+from localopt.policies.rules import Everything
+from localopt.pretraining.probes import Example
+from localopt.pretraining.settings import Settings
+from localopt.pretraining.train import make_optimizer
+from localopt.steps.anchor import AnchorDecay
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ADAMW_RATE = 3e-4
+ONE_LINE_RATE = 1.2e-3
+
+
+@dataclass(frozen=True)
+class Classroom:
+    """What a method may look at: the model, the passages it will train on, and a folder to leave files in."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    rows: Sequence[Example]
+    effort: Effort
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An optimizer that is ready, and its peak learning rate."""
+
+    optimizer: Optimizer
+    rate: float
+
+
+@dataclass(frozen=True)
+class Method:
+    """A name, what its preparation is called and costs (in steps of training), and the preparation itself."""
+
+    name: str
+    first: str
+    preparing: float
+    prepare: Callable[[Classroom], Prepared]
+
+
+def adamw(model: PreTrainedModel, rate: float) -> Optimizer:
+    """Every weight, by AdamW alone."""
+    return make_optimizer(model, Settings(method="full", lr=rate), None)
+
+
+def one_line(model: PreTrainedModel, rate: float) -> Optimizer:
+    """The same optimizer, wrapped: every weight, with selective decay toward the weights it began with."""
+    return LocalizedOptimizer(adamw(model, rate), model, Everything(), anchor_decay=AnchorDecay(1.0, rule="selective"))
+
+
+METHODS = (
+    Method("AdamW", "preparing", 0, lambda room: Prepared(adamw(room.model, ADAMW_RATE), ADAMW_RATE)),
+    Method("one line", "preparing", 0, lambda room: Prepared(one_line(room.model, ONE_LINE_RATE), ONE_LINE_RATE)),
+)

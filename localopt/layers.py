@@ -11,6 +11,10 @@ element is a bare module (`classifier.2.weight`). A block is split in sublayers,
 
 A norm goes to the sublayer it stands next to in the forward pass (see `_place_norm`). Outside the blocks a layer is
 the module that owns the parameter, and everything under a module called "...embed..." is one layer.
+
+With `"matrix"` every weight matrix (and every stack of them, as fused experts have) is a layer, named after its module,
+and its bias and its adapters go with it. Other vectors (norms, states, scales) are a layer for each sublayer, named as
+the sublayer is.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, get_args
 
-Mode = Literal["sublayer", "block", "parameter"]
+Mode = Literal["sublayer", "block", "matrix", "parameter"]
 Layers = Mode | Callable[[str], str]
 
 ROOT = "model"  # the layer of parameters that the outermost module itself owns (nn.Linear's "weight" and "bias")
@@ -41,6 +45,8 @@ _ROLES = {
 _FORWARD_ORDER = ("attention", "mixer", "cross_attention", "mlp")
 
 _NORM = re.compile(r"norm|(?<![a-z])ln|layer_?scale|^(ls|lambda_|gamma_)\d")  # layer scales sit where norms sit
+# Matrices whose name is not `weight`: in_proj_weight, fused experts' gate_up_proj and w1, XLNet's q.
+_MATRIX = re.compile(r"weight|proj$|^[wv]\d$|^[qkvor]$")
 _NUMBER = re.compile(r"(\d)$")
 _FIRST_NORM = re.compile(r"^(input|pre_?(layer)?_?(norm|ln)|operator|temporal)|before")
 _LAST_NORM = re.compile(r"final|output|full|after|channel")
@@ -52,8 +58,9 @@ def partition(names: Iterable[str], layers: Layers = "sublayer") -> dict[str, st
     Args:
         names: parameter names as ``model.named_parameters()`` gives them; wrapper prefixes are seen through. Pass all
             names of a model, frozen ones too: what else a block holds tells where its norms belong.
-        layers: ``"sublayer"`` (attention and MLP of each block apart), ``"block"`` (whole blocks), ``"parameter"``
-            (every parameter its own layer), or a function from the canonical parameter name to a layer name.
+        layers: ``"sublayer"`` (attention and MLP of each block apart), ``"block"`` (whole blocks), ``"matrix"`` (every
+            weight matrix apart), ``"parameter"`` (every parameter its own layer), or a function from the canonical
+            parameter name to a layer name.
 
     Returns:
         Parameter name -> layer name.
@@ -70,6 +77,8 @@ def partition(names: Iterable[str], layers: Layers = "sublayer") -> dict[str, st
         ['model.embed_tokens', 'model.layers.0.attention', 'model.layers.0.mlp', 'model.layers.0.attention', 'lm_head']
         >>> partition(names, "block")["model.layers.0.mlp.up_proj.weight"]
         'model.layers.0'
+        >>> partition(names, "matrix")["model.layers.0.mlp.up_proj.weight"]
+        'model.layers.0.mlp.up_proj'
     """
     clean = {name: canonical(name) for name in _checked(names)}
     if callable(layers):
@@ -84,7 +93,8 @@ def partition(names: Iterable[str], layers: Layers = "sublayer") -> dict[str, st
         inside = {path: block for block, paths in blocks.items() for path in paths}
     else:
         inside = {path: layer for block, paths in blocks.items() for path, layer in _sublayers(block, paths).items()}
-    return {name: inside.get(path) or _outside(path) for name, path in clean.items()}
+    apart = _matrices(clean.values()) if layers == "matrix" else {}
+    return {name: apart.get(path) or inside.get(path) or _outside(path) for name, path in clean.items()}
 
 
 def canonical(name: str) -> str:
@@ -155,6 +165,29 @@ def _module(path: str) -> str:
     modules = path.split(".")[:-1]
     adapter = next((i for i, part in enumerate(modules) if i and _ADAPTER.fullmatch(part)), len(modules))
     return ".".join(modules[:adapter])
+
+
+def _matrices(paths: Iterable[str]) -> dict[str, str]:
+    """The matrix that each parameter is, or is the bias or an adapter of; other vectors are left out."""
+    known = list(paths)
+    found = {path: layer for path in known if (layer := _matrix(path))}
+    for path in known:
+        owner, _, own = path.rpartition(".")
+        if own.endswith("bias"):
+            weights = (f"{owner}.{name}".lstrip(".") for name in (own[:-4] + "weight", own.removesuffix("_bias")))
+            matrix = next((found[weight] for weight in weights if weight in found), None)
+            found |= {path: matrix} if matrix else {}
+    return found
+
+
+def _matrix(path: str) -> str | None:
+    owner, _, own = path.rpartition(".")
+    module = _module(path)
+    if own.endswith("bias") or any(_NORM.search(part.lower()) for part in (module.rpartition(".")[2], own)):
+        return None
+    if own == "weight" or module != owner:  # the latter: what adapts a matrix
+        return module or ROOT
+    return path if _MATRIX.search(own) else None
 
 
 def _outside(path: str) -> str:

@@ -61,7 +61,7 @@ class LocalizedOptimizer(SavedOptimizer):
             ``model.named_parameters()``. Only a weak reference is kept.
         policy: maps norms (L,), or other signals of the layers, to scales (L,); see :mod:`localopt.policies`.
         layers: what a layer is, see :func:`localopt.partition`: ``"sublayer"`` (attention and MLP of a block apart),
-            ``"block"``, ``"parameter"``, or a function from parameter name to layer name.
+            ``"block"``, ``"matrix"``, ``"parameter"``, or a function from parameter name to layer name.
         max_grad_norm: clip the gradients of the layers that are updated to this global norm, as ``clip_grad_norm_``
             over those would. The gradients' values after the step are then unspecified. ``math.inf`` clips nothing.
         frozen_state: ``"hold"``: moments and step count of a frozen layer stay as they are. ``"track"``: they move on

@@ -188,7 +188,7 @@ def test_a_trace_by_gains_freezes_and_rescales_but_cannot_lead_the_online_rule(
     assert not (tmp_path / "online").exists()
 
 
-@pytest.mark.parametrize("layers", ["block", "parameter"])
+@pytest.mark.parametrize("layers", ["block", "matrix", "parameter"])
 def test_trace_takes_other_layers(layers: str, inputs: Path, tmp_path: Path) -> None:
     out = tmp_path / "t.safetensors"
     assert call("trace", inputs / "model", *tracing(inputs), "--out", out, "--layers", layers) == 0
@@ -368,7 +368,7 @@ def test_trace_overwrites_nothing(
     ("option", "said"),
     [
         (["--by", "luck"], "--by must be norms or gains, not 'luck'"),
-        (["--layers", "heads"], "--layers must be sublayer, block or parameter, not 'heads'"),
+        (["--layers", "heads"], "--layers must be one of sublayer, block, matrix, parameter, not 'heads'"),
         (["--plot", "t.word"], "t.word: pictures are written as"),
         (["--plot", "missing/t.png"], "missing/t.png: there is no folder missing"),
         (["--seq-len", "999"], "the model reads at most 128 tokens at once, not 999: set --seq-len 128"),

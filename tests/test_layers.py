@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import textwrap
 from itertools import groupby
 from pathlib import Path
@@ -72,6 +73,63 @@ def test_the_partition_of_a_real_architecture_is_the_committed_one(path: Path) -
     if os.environ.get("LOCALOPT_WRITE_PARTITIONS"):
         path.write_text(actual)
     assert actual == path.read_text()
+
+
+# What has several dimensions and is no weight matrix: states, mixes, positions, tables of biases, a class token.
+STATE = re.compile(
+    r"(A_log|time_mix_\w+|\w+_token|mask_emb|seg_embed|position_embeddings|\w+_table|original\d|\w+_bias)$"
+)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_weight_matrix_of_a_real_architecture_is_a_layer_of_its_own(path: Path) -> None:
+    model = build(path.read_text().splitlines()[0])
+    parameters, sublayer = dict(model.named_parameters()), partition(names_of(model))
+    layers: dict[str, list[str]] = {}
+    for name, layer in partition(parameters, "matrix").items():
+        layers.setdefault(layer, []).append(name)
+    for layer, names in layers.items():
+        matrices = [name for name in names if parameters[name].dim() > 1 and not STATE.search(name.rpartition(".")[2])]
+        vectors = [name for name in names if name not in matrices]
+        if matrices:
+            assert len(matrices) == 1
+            assert matrices[0].removesuffix(".weight") == layer
+            assert all(name.endswith("bias") and name.startswith(layer.rpartition(".")[0]) for name in vectors)
+        elif not any(name == f"{layer}.weight" or "original" in name for name in vectors):
+            # Those are a norm whose name does not say so (ConvNeXt), and a weight that torch keeps in two parts.
+            assert {sublayer[name] for name in vectors} == {layer}
+
+
+def test_vectors_stay_in_their_sublayer_and_biases_with_their_matrix(llama: nn.Module) -> None:
+    expected = {
+        "self_attn.q_proj.weight": "self_attn.q_proj",
+        "mlp.up_proj.weight": "mlp.up_proj",
+        "input_layernorm.weight": "attention",
+        "post_attention_layernorm.weight": "mlp",
+    }
+    layer = partition(names_of(llama), "matrix")
+    for name, part in expected.items():
+        assert layer[f"model.layers.1.{name}"] == f"model.layers.1.{part}"
+    assert (layer["model.embed_tokens.weight"], layer["model.norm.weight"]) == ("model.embed_tokens", "model.norm")
+    torchs = partition(names_of(nn.Transformer(8, 2, 1, 1, 16)), "matrix")
+    block = "encoder.layers.0"
+    for own in ("weight", "bias"):
+        assert torchs[f"{block}.linear1.{own}"] == f"{block}.linear1"
+        assert torchs[f"{block}.self_attn.in_proj_{own}"] == f"{block}.self_attn.in_proj_weight"
+        assert torchs[f"{block}.norm1.{own}"] == f"{block}.attention"
+    assert partition(["weight", "bias"], "matrix") == {"weight": "model", "bias": "model"}
+
+
+def test_adapters_belong_to_the_matrix_they_adapt() -> None:
+    peft = pytest.importorskip("peft")
+    model = build(RECIPES[0].with_name("gpt2.txt").read_text().splitlines()[0])
+    before = partition(names_of(model), "matrix")
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True))
+    layer = partition(names_of(adapted), "matrix")
+    assert set(layer.values()) == set(before.values())
+    prefix = "base_model.model.transformer.h.1.mlp.c_fc"
+    for own in ("lora_A.default.weight", "lora_B.default.weight", "base_layer.weight", "base_layer.bias"):
+        assert layer[f"{prefix}.{own}"] == "transformer.h.1.mlp.c_fc"
 
 
 def test_the_names_of_older_transformers_releases_fall_in_the_same_places() -> None:
@@ -165,7 +223,7 @@ def test_a_function_that_returns_no_layer_name_is_an_error_that_names_the_parame
 
 
 def test_an_unknown_mode_is_an_error_that_lists_the_choices() -> None:
-    with pytest.raises(ValueError, match=r"'blocks'.*'sublayer', 'block', 'parameter'"):
+    with pytest.raises(ValueError, match=r"'blocks'.*'sublayer', 'block', 'matrix', 'parameter'"):
         partition(["weight"], "blocks")  # type: ignore[arg-type]
 
 
@@ -255,7 +313,7 @@ names = st.lists(
 wrapper = st.sampled_from(["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
 
 
-@given(names, st.sampled_from(["sublayer", "block", "parameter"]))
+@given(names, st.sampled_from(["sublayer", "block", "matrix", "parameter"]))
 def test_every_parameter_falls_in_one_layer_and_order_is_kept(names: list[str], layers: str) -> None:
     layer = partition(names, layers)  # type: ignore[arg-type]
     assert list(layer) == names

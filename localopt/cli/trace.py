@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -18,7 +18,7 @@ def trace(
     reference: Annotated[Path, typer.Option(help="Ordinary text, or a probe file of facts to keep.", metavar="FILE")],
     out: Annotated[Path, typer.Option(help="Trace file to write (safetensors).", metavar="FILE")],
     plot: Annotated[Path | None, typer.Option(help="Also draw a heat map, to this picture.", metavar="FILE")] = None,
-    layers: Annotated[str, typer.Option(help="What a layer is: sublayer, block or parameter.")] = "sublayer",
+    layers: Annotated[str, typer.Option(help="What a layer is: sublayer, block, matrix or parameter.")] = "sublayer",
     by: Annotated[
         str, typer.Option(help="norms: of gradients; gains: what a step wins on the probe over what it costs.")
     ] = "norms",
@@ -44,8 +44,8 @@ def trace(
         check_picture(plot)
         if plot.absolute() == out.absolute():
             raise InputError(f"{out}: is both the trace and its picture: name two files.")
-    if layers not in ("sublayer", "block", "parameter"):
-        raise InputError(f"--layers must be sublayer, block or parameter, not {layers!r}.")
+    if layers not in get_args(Mode):
+        raise InputError(f"--layers must be one of {', '.join(get_args(Mode))}, not {layers!r}.")
     if by not in ("norms", "gains"):
         raise InputError(f"--by must be norms or gains, not {by!r}.")
     here = processes()

@@ -30,7 +30,8 @@ class LayerTrace:
         layers: the L layer names, in the order of the model's parameters.
         probe_norms: N_l(probe), float32 CPU tensor of shape (L,).
         reference_norms: N_l(reference), likewise.
-        metadata: what was measured: ``model``, ``partition`` ("sublayer", "block", "parameter" or "custom"),
+        metadata: what was measured: ``model``, ``partition`` ("sublayer", "block", "matrix",
+            "parameter" or "custom"),
             ``score`` ("norms" or "gains"), ``average`` (of norms: "norms" or "gradients"), ``method`` ("batched", or
             "one by one: " and why), ``probe_examples`` and ``reference_examples`` (counts), ``samples`` (how the model
             wrote its own reference, if it did), ``dtype``, ``localopt``, ``torch``.

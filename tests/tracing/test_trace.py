@@ -303,3 +303,24 @@ def test_a_trace_survives_a_trip_through_a_file(tmp_path: Any) -> None:
     assert loaded.layers == trace.layers
     assert loaded.metadata == trace.metadata
     assert torch.equal(loaded.relative_norms, trace.relative_norms)
+
+
+def test_single_matrices_are_traced_chosen_drawn_and_exported(tmp_path: Any) -> None:
+    model, data = tiny_models.llama(), tiny_models.examples(3)
+    trace = trace_layers(model, data, data[:2], layers="matrix")
+    assert trace.metadata["partition"] == "matrix"
+    by_parameter = trace_layers(model, data, data[:2], layers="parameter")
+    for matrix in ("model.layers.1.mlp.up_proj", "model.layers.0.self_attn.k_proj", "lm_head"):
+        alone = by_parameter.probe_norms[by_parameter.layers.index(f"{matrix}.weight")]
+        torch.testing.assert_close(trace.probe_norms[trace.layers.index(matrix)], alone)
+    rows = {label.get_text() for label in trace.plot(tmp_path / "trace.png").axes[0].get_yticklabels()}
+    assert {"self_attn.q_proj", "attention", "mlp.up_proj", "mlp.down_proj", "mlp"} <= rows
+    chosen = {layer for layer, scale in trace.frozen_parameters().scales.items() if scale}
+    exported = trace.export(tmp_path / "train.yaml", model)["unfrozen_parameters"]
+    trained = trace.freeze(model)
+    assert exported == [f"^{name}$" for name in trained]
+    assert set(trained) == {name for name, layer in partition(names_of(model), "matrix").items() if layer in chosen}
+
+
+def names_of(model: nn.Module) -> list[str]:
+    return [name for name, _ in model.named_parameters()]

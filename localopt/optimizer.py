@@ -64,6 +64,8 @@ class LocalizedOptimizer(SavedOptimizer):
             ``"block"``, ``"matrix"``, ``"parameter"``, or a function from parameter name to layer name.
         max_grad_norm: clip the gradients of the layers that are updated to this global norm, as ``clip_grad_norm_``
             over those would. The gradients' values after the step are then unspecified. ``math.inf`` clips nothing.
+            As there, norms are of float32's range: a gradient of 1e-23 has norm 0, one of 1e19 an infinite one, and
+            ``nonfinite`` says what becomes of that.
         frozen_state: ``"hold"``: moments and step count of a frozen layer stay as they are. ``"track"``: they move on
             as if the layer were trained, its weights do not. ``"carry"``: the first moment banks the gradients until
             the layer's turn comes (Adam, AdamW, SGD with momentum; reads the scales on the host). ``"drop"``: layers
@@ -145,10 +147,13 @@ class LocalizedOptimizer(SavedOptimizer):
             self._anchor.add(self.param_groups, self._layout.parameters)
         self._measured = Measured(self._layout, self.param_groups, self._needs(), self._device(), broadcast_norms)
         self._skipped = torch.zeros((), dtype=torch.int64, device=self._device())
+        skipped = 0
         if saved is not None or starts:
             checkpoint.check(self._policy, self._anchor, saved, starts, self.param_groups, self._layout.flat())
             checkpoint.restore(self._policy, self._anchor, saved, starts)
-        self._store_policy_state()
+            skipped = checkpoint.skipped_steps(saved)
+            self._skipped.fill_(skipped)
+        self._store_policy_state(skipped)
         self._drop_frozen_state()
         self._policy.bind(self._layout.names, self._device())
         self._sharding.of([parameter for group in self.param_groups for parameter in group["params"]])

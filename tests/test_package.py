@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import configparser
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import localopt
 
@@ -21,3 +25,25 @@ def test_the_core_imports_nothing_but_torch() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    root = Path(__file__).parents[1]
+    declared = configparser.ConfigParser()
+    declared.read(root / "setup.cfg")
+    extras = " ".join(declared["options.extras_require"].values())
+    known = {
+        re.split(r"[><=\[]", line)[0].lower().replace("-", "_")
+        for line in (declared["options"]["install_requires"] + extras.replace(" ", "\n")).split()
+    }
+    known |= {"yaml"} if "pyyaml" in known else set()
+    imported = set()
+    for path in (root / "localopt").rglob("*.py"):
+        if path.parent.name == "integrations":  # loaded by the framework they are for, which brings what they import
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.partition(".")[0])
+    assert imported - {"localopt"} - set(sys.stdlib_module_names) - known == set()

@@ -8,23 +8,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.optim import AdamW
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.lifelong.data.passages import lessons
 from benchmarks.lifelong.exam.divergence import Divergence
 from benchmarks.lifelong.exam.exam import Exam
-from benchmarks.lifelong.methods.adapters import adapted
-from benchmarks.lifelong.methods.methods import METHODS, layer_names, make_optimizer
+from benchmarks.lifelong.methods.methods import layer_names
 from benchmarks.lifelong.methods.norms import Norms, kept_facts
-from benchmarks.lifelong.methods.replay import Replay, replayed
 from benchmarks.lifelong.methods.rules import Case
 from benchmarks.lifelong.start import Weights, place
+from benchmarks.lifelong.teaching import teach
 from benchmarks.lifelong.training import Settings, fit, grouped
-from benchmarks.lifelong.watch import Watch
-from benchmarks.memory import peak, reset_peak
-from localopt.pretraining.probes import Example, encode
+from localopt.pretraining.probes import encode
 
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the change that is kept: weights interpolated between start and end
 RELEARNED, RELEARN_STEPS, RELEARN_RATE = 10, 3, 2e-5
@@ -48,7 +44,7 @@ class Cell:
 
 @dataclass
 class Bench:
-    """What all runs share, loaded once."""
+    """What all runs share, loaded once. `identity` is the start's fingerprint."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -57,40 +53,19 @@ class Bench:
     exam: Exam
     norms: Norms
     settings: Settings
+    identity: str = ""
     divergences: dict[str, Divergence] = field(default_factory=dict)
 
     def run(self, cell: Cell) -> Row:
         """Train and examine; the record, ready for JSON."""
+        began = time.perf_counter()
         place(self.model, self.start)
-        case = Case(layer_names(self.model), cell.half, cell.seed, self.norms)
-        method = METHODS[cell.method]
-        plan = method.plan(case)
-        place(self.model, self.start)  # tracing gave the weights back; who looks at them meanwhile must not matter
         self._know_start(cell.half)
-        epochs = self._lessons(cell.half, method.replay)
-        torch.manual_seed(cell.seed)  # adapters begin at random
-        with adapted(self.model, method.lora) as trained:
-            optimizer = make_optimizer(trained, method.rate * cell.lr, plan, method.anchor)
-            if method.correct:
-                method.correct(case, trained, optimizer)
-            watch = Watch(trained, optimizer, plan)
-            reset_peak()
-            began, busy = time.perf_counter(), time.process_time()
-            fit(trained, epochs, optimizer, self.settings, cell.seed, watch)
-            seconds, cpu_seconds, most = time.perf_counter() - began, time.process_time() - busy, peak()
-        record: Row = {
-            "method": cell.method,
-            "lr": cell.lr,
-            "half": cell.half,
-            "seed": cell.seed,
-            "train_seconds": round(seconds, 1),
-            "train_cpu_seconds": round(cpu_seconds, 1),
-            "train_peak_mb": None if most is None else round(most / 2**20, 1),
-            "share": round(watch.share, 4),
-            "scales": [round(watch.scales[layer], 4) for layer in case.layers],
-        }
-        del optimizer, watch
-        self.model.requires_grad_(True)
+        case = Case(layer_names(self.model), cell.half, cell.seed, self.norms)
+        record: Row = {"method": cell.method, "lr": cell.lr, "half": cell.half, "seed": cell.seed}
+        record |= teach(
+            self.model, self.tokenizer, self.prepared, case, cell.method, cell.lr, self.settings, self.start
+        )
         end = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
         record["points"] = {}
         for share in SHARES:
@@ -99,13 +74,6 @@ class Bench:
         record["end"] = self.at_the_end(cell.half)
         record["relearned"] = self.relearned()
         return record | {"seconds": round(time.perf_counter() - began, 1)}
-
-    def _lessons(self, half: str, replay: Replay | None) -> list[list[Example]]:
-        """What is read in each epoch."""
-        length, epochs = self.settings.length, self.settings.epochs
-        passages = lessons(self.prepared, half, self.tokenizer, length)
-        along = replayed(replay, self.prepared, self.tokenizer, length, epochs) if replay else [[]] * epochs
-        return [passages + more for more in along]
 
     def point(self, half: str) -> Row:
         """What a half's path is made of: the NLL of every answer, question by question in the exam's order; of text."""

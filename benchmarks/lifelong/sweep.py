@@ -6,11 +6,11 @@ import hashlib
 import math
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, astuple
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,7 +18,7 @@ from benchmarks.lifelong.data.passages import SPLITS
 from benchmarks.lifelong.exam.exam import Exam, Item, masked
 from benchmarks.lifelong.methods.methods import layer_names
 from benchmarks.lifelong.methods.norms import Norms
-from benchmarks.lifelong.report.records import CELL, Records, append
+from benchmarks.lifelong.report.records import Records, append
 from benchmarks.lifelong.run import Bench, Cell
 from benchmarks.lifelong.start import place, start_weights
 from benchmarks.lifelong.training import Settings
@@ -29,6 +29,7 @@ from localopt.pretraining.models import load_model
 FEW = 6
 
 Row = dict[str, Any]
+AnyCell = TypeVar("AnyCell", bound=Any)  # a frozen dataclass with the fields that tell runs apart
 
 
 def cells(methods: Sequence[str], lrs: Sequence[float], halves: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
@@ -39,10 +40,21 @@ def cells(methods: Sequence[str], lrs: Sequence[float], halves: Sequence[str], s
     ]
 
 
-def sweep(prepared: Path, model: str, out: Path, planned: Sequence[Cell], settings: Settings, *, resume: bool) -> Path:
+def sweep(
+    prepared: Path,
+    model: str,
+    out: Path,
+    planned: Sequence[AnyCell],
+    settings: Settings,
+    *,
+    resume: bool,
+    run: Callable[[Bench, AnyCell], Row] = Bench.run,
+    kept: type[Records] = Records,
+) -> Path:
     """Do what is not done yet; returns OUT/runs.jsonl.
 
-    OUT also keeps the start's weights and the norms of its layers, which can be made again.
+    `run` makes the record of a cell, and `kept` is how they are kept. OUT also keeps the start's weights and the norms
+    of its layers, which can be made again.
 
     Raises:
         InputError: there is a sweep in `out` already, and it is not to be resumed, or is one of other inputs.
@@ -50,12 +62,12 @@ def sweep(prepared: Path, model: str, out: Path, planned: Sequence[Cell], settin
     file = out / "runs.jsonl"
     if file.exists() and not resume:
         raise InputError(f"{file}: exists: add --resume to go on with it, or name another --out.")
-    records = Records.read([file]) if file.exists() else Records()
+    records = kept.read([file]) if file.exists() else kept()
     inputs = {"data": _fingerprint(prepared), "model": Path(model).name, **settings.as_dict()}
     if records.exam is not None:
         records.refuse_other(inputs)
-    done = {Cell(run["method"], run["lr"], run["half"], run["seed"]) for run in [*records.runs, *records.diverged]}
-    todo = [cell for cell in planned if cell not in done]
+    done = {tuple(row[name] for name in kept.cell) for row in [*records.runs, *records.diverged]}
+    todo = [cell for cell in planned if astuple(cell) not in done]
     _say(f"{len(planned)} runs, {len(planned) - len(todo)} of them done")
     if not todo:
         return file
@@ -64,10 +76,10 @@ def sweep(prepared: Path, model: str, out: Path, planned: Sequence[Cell], settin
         records.add(_begin(bench, identity, inputs, records, file))
     began = time.perf_counter()
     for number, cell in enumerate(todo, 1):
-        row = bench.run(cell)
-        if not finite(row["points"]):
+        row = run(bench, cell)
+        if not finite(row[kept.results]):
             _say(f"{cell} diverged: what it answers is not a number")
-            row = {name: row[name] for name in (*CELL, "seconds")}
+            row = {name: row[name] for name in (*kept.cell, "seconds")}
         append(file, {"kind": "run", "start": identity, **row})
         left = (time.perf_counter() - began) / number * (len(todo) - number)
         _say(f"{number} of {len(todo)}: {cell}, {row['seconds']:.0f} s; about {left / 60:.0f} minutes left")
@@ -83,7 +95,8 @@ def _bench(prepared: Path, name: str, out: Path, settings: Settings, records: Re
         out / f"norms-{identity}.json", prepared, model, tokenizer, settings.length, lambda: place(model, start)
     )
     items = None if records.exam is None else [Item.restored(row) for row in records.exam["items"]]
-    return Bench(model, tokenizer, prepared, start, Exam(prepared, tokenizer, items), norms, settings), identity
+    exam = Exam(prepared, tokenizer, items)
+    return Bench(model, tokenizer, prepared, start, exam, norms, settings, identity), identity
 
 
 def _begin(bench: Bench, identity: str, inputs: Row, records: Records, file: Path) -> Row:

@@ -23,6 +23,7 @@ PAGES = {
     "benchmarks/results/README.md": "evidence/repeat.md",
     "benchmarks/results/first-look.md": "evidence/first-look.md",
     "benchmarks/results/lifelong.md": "evidence/lifelong.md",
+    "benchmarks/results/optimizer-zoo.md": "evidence/optimizers.md",
     "benchmarks/results/lifelong/stability.md": "evidence/stability.md",
 }
 MADE = {"examples/first_look.ipynb": "start/first-look.md"}  # by notebook.py

@@ -151,8 +151,8 @@ def localize(trainer: Trainer, policy: Policy = AboveMean(), **options: Any) -> 
 
     Args:
         trainer: not yet trained.
-        policy, options: as for :class:`localopt.LocalizedOptimizer`. ``max_grad_norm`` is the Trainer's business unless
-            its own is 0.
+        policy: as for :class:`localopt.LocalizedOptimizer`.
+        options: likewise. ``max_grad_norm`` is the Trainer's business unless its own is 0.
 
     Raises:
         TypeError: not a Trainer.

@@ -132,10 +132,10 @@ class BoundPolicy:
 
     # -- its state in a checkpoint: names, lists and numbers ----------------------------------------------------------
 
-    def pack(self) -> dict[str, Any] | None:
-        """Return the policy's state as names, lists and numbers; None if it has none."""
+    def pack(self, always: bool = False) -> dict[str, Any] | None:
+        """Return the policy's state as names, lists and numbers; None if it has none, unless wanted ``always``."""
         state = state_tensors(self.policy)
-        if not state:
+        if not state and not always:
             return None
         values = {key: tensor.tolist() for key, tensor in state.items()}
         return {"policy": _kind(self.policy), "layers": list(self.names), "state": values}
@@ -146,9 +146,13 @@ class BoundPolicy:
         Returns what the user should be warned of: there is none although the policy keeps one, or the other way round.
 
         Raises:
-            ValueError: it is of other layers or another policy, which the message names.
+            ValueError: it is of other layers or another policy, which the message names, or damaged.
         """
         live = state_tensors(self.policy)
+        if saved is not None:
+            _check_form(saved)
+            if not saved["state"] and not live:
+                return []  # it holds no more than a number of skipped steps
         if not live or saved is None:
             if saved is not None:
                 return [f"the checkpoint holds the state of {saved['policy']}, for which {self.policy!r} has no use"]
@@ -160,9 +164,8 @@ class BoundPolicy:
                 "it anew"
             )
         if saved["layers"] != list(self.names):
-            only_there, only_here = (
-                sorted(set(a) - set(b)) for a, b in ((saved["layers"], self.names), (self.names, saved["layers"]))
-            )
+            theirs, ours = list(map(str, saved["layers"])), self.names
+            only_there, only_here = (sorted(set(a) - set(b)) for a, b in ((theirs, ours), (ours, theirs)))
             raise ValueError(
                 f"the checkpoint was saved for other layers: only there {only_there}, only here {only_here}"
             )
@@ -171,9 +174,20 @@ class BoundPolicy:
 
     def restore(self, saved: Mapping[str, Any] | None) -> None:
         """Give the policy a state that was checked."""
-        if saved is not None and state_tensors(self.policy):
+        if saved is not None and saved["state"] and state_tensors(self.policy):
             load_state(self.policy, saved["state"])
         self.read_constant()
+
+
+def _check_form(saved: object) -> None:
+    """Raise ValueError unless this is what :meth:`BoundPolicy.pack` makes."""
+    kinds = {"policy": str, "layers": list, "state": Mapping}
+    for key, kind in kinds.items():
+        if not isinstance(saved, Mapping) or not isinstance(saved.get(key), kind):
+            raise ValueError(
+                f'the checkpoint\'s policy state ("localopt" in its first parameter group) is damaged, its {key} is '
+                "missing or of another kind: take another checkpoint, or remove the entry to start the policy anew"
+            )
 
 
 def _kind(policy: object) -> str:

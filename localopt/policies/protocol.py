@@ -99,16 +99,28 @@ def load_state(policy: Policy, state: Mapping[str, Any]) -> None:
 
 
 def check_state(policy: object, live: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Raise ValueError unless `state` has the names and lengths of `live`, the state of `policy`."""
+    """Raise ValueError unless `state` has the names, lengths and kinds of `live`, the state of `policy`, all finite."""
     remedy = "load it with the policy, layers and parameters it was saved with"
-    if live.keys() != state.keys():
-        raise ValueError(f"saved policy state has {sorted(state)}, {policy!r} keeps {sorted(live)}: {remedy}")
+    if not isinstance(state, Mapping) or live.keys() != state.keys():
+        has = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+        raise ValueError(f"saved policy state has {has}, {policy!r} keeps {sorted(live)}: {remedy}")
     for key, tensor in live.items():
-        saved = torch.as_tensor(state[key]).shape
-        if saved != tensor.shape:
+        try:
+            saved = torch.as_tensor(state[key])
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise ValueError(f"saved policy state {key!r} is not made of numbers ({error}): {remedy}") from error
+        if saved.shape != tensor.shape:
             raise ValueError(
-                f"saved policy state {key!r} has shape {tuple(saved)}, {policy!r} keeps {tuple(tensor.shape)}: {remedy}"
+                f"saved policy state {key!r} has shape {tuple(saved.shape)}, {policy!r} keeps {tuple(tensor.shape)}: "
+                f"{remedy}"
             )
+        counts = not tensor.is_floating_point()
+        if saved.is_complex() or saved.dtype == torch.bool or (counts and saved.is_floating_point()):
+            raise ValueError(
+                f"saved policy state {key!r} holds {saved.dtype}, {policy!r} keeps {tensor.dtype}: {remedy}"
+            )
+        if not bool(saved.to(tensor.dtype).isfinite().all()) or (counts and bool((saved < 0).any())):
+            raise ValueError(f"saved policy state {key!r} holds a number that cannot be, {saved.tolist()}: {remedy}")
 
 
 @dataclass

@@ -25,7 +25,26 @@ from localopt.steps.sharding import is_sharded, local
 
 KEY = "localopt"
 START = "localopt_start"
+_SKIPPED = "skipped_steps"
 NEVER_UPDATED = "localopt_never_updated"
+
+
+def pack(policy: BoundPolicy, skipped: int) -> dict[str, Any] | None:
+    """Return what stands under KEY: a policy's state and the number of skipped steps; None where there is neither."""
+    packed = policy.pack(always=skipped > 0)
+    return None if packed is None else {**packed, _SKIPPED: skipped}
+
+
+def skipped_steps(saved: Mapping[str, Any] | None) -> int:
+    """Return the number of skipped steps in what :func:`pack` made; 0 where it says none.
+
+    Raises:
+        ValueError: it is not a number of steps.
+    """
+    skipped = 0 if not isinstance(saved, Mapping) else saved.get(_SKIPPED, 0)
+    if type(skipped) is not int or not 0 <= skipped < 1 << 63:
+        raise ValueError(f"the checkpoint's number of skipped steps is {skipped!r}: take another checkpoint")
+    return skipped
 
 
 def with_starts(state_dict: StateDict, anchor: Anchor | None, groups: Sequence[Group]) -> StateDict:
@@ -106,6 +125,7 @@ def check(
         ValueError: it is of other layers or another policy, has no start for an anchor decay, or another one than was
             given.
     """
+    skipped_steps(saved)
     warned = policy.check(saved)
     if anchor is None:
         if starts:

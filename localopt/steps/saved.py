@@ -7,7 +7,7 @@ import warnings
 import weakref
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import StateDict
 
@@ -29,6 +29,7 @@ class SavedOptimizer(OptimizerWrapper):
     _anchor: Anchor | None
     _model: weakref.ref[nn.Module] | None
     _state_made_up: bool
+    _skipped: Tensor
 
     def state_dict(self) -> StateDict:
         """Return the wrapped optimizer's state; a policy's state stands in its first group, under "localopt".
@@ -36,7 +37,7 @@ class SavedOptimizer(OptimizerWrapper):
         With an anchor decay, every parameter's state also holds its start, as "localopt_start". A bare optimizer loads
         that too, once every layer was updated: torch takes a parameter that has only a start for one that has moments.
         """
-        self._store_policy_state()
+        self._store_policy_state(int(self._skipped))
         state = checkpoint.with_starts(super().state_dict(), self._anchor, self.param_groups)
         complete_ = self.complete_checkpoints
         if complete.any_sharded(self.inner) if complete_ is None else complete_:
@@ -69,9 +70,11 @@ class SavedOptimizer(OptimizerWrapper):
         for message in taken[0]:
             warnings.warn(message, stacklevel=2)
         # Read again: a hook may have changed it while it was loaded.
-        checkpoint.restore(self._policy, self._anchor, self.param_groups[0].pop(checkpoint.KEY, None), taken[1])
+        saved = self.param_groups[0].pop(checkpoint.KEY, None)
+        checkpoint.restore(self._policy, self._anchor, saved, taken[1])
         self._state_made_up = False
-        self._store_policy_state()
+        self._skipped.fill_(checkpoint.skipped_steps(saved))
+        self._store_policy_state(checkpoint.skipped_steps(saved))
         self._drop_frozen_state()
 
     def _forget_checkpoints(self) -> None:
@@ -81,8 +84,11 @@ class SavedOptimizer(OptimizerWrapper):
             self.state.clear()
         self._state_made_up = complete.makes_state_up(self.inner)
 
-    def _store_policy_state(self) -> None:
-        packed = self._policy.pack()
+    def _store_policy_state(self, skipped: int | None = None) -> None:
+        """Lay what a checkpoint says of the policy into the first group; the count of skipped steps as it was there."""
+        if skipped is None:
+            skipped = checkpoint.skipped_steps(self.param_groups[0].get(checkpoint.KEY))
+        packed = checkpoint.pack(self._policy, skipped)
         if packed is not None:
             self.param_groups[0][checkpoint.KEY] = packed
 

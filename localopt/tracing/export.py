@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml  # type: ignore[import-untyped]  # with transformers
+import yaml  # type: ignore[import-untyped]
 from torch import nn
 
 from localopt.errors import InputError, writing

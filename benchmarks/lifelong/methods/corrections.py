@@ -24,7 +24,7 @@ def anchored(strength: float) -> Correction:
 
     L2 regularization toward the start (L2-SP, Li et al. 2018), decoupled as AdamW's weight decay is.
     """
-    return lambda case, model, optimizer: _decay_to_start(optimizer, lambda p: strength)
+    return lambda case, model, optimizer: _decay_to_start(case, model, optimizer, lambda p: strength)
 
 
 def anchored_by(reference: str, strength: float) -> Correction:
@@ -34,7 +34,7 @@ def anchored_by(reference: str, strength: float) -> Correction:
         norms = case.norms[reference]
         mean = sum(norm**2 for norm in norms.values()) / len(norms)
         layer_of = _layers(model)
-        _decay_to_start(optimizer, lambda p: strength * norms[layer_of[p]] ** 2 / mean)
+        _decay_to_start(case, model, optimizer, lambda p: strength * norms[layer_of[p]] ** 2 / mean)
 
     return hook
 
@@ -65,7 +65,7 @@ def recalled(strength: float, speed: float, middle: float) -> Correction:
 
         optimizer.register_step_pre_hook(before)
         optimizer.register_step_post_hook(after)
-        _decay_to_start(optimizer, lambda p: strength * (1 - weight()))
+        _decay_to_start(case, model, optimizer, lambda p: strength * (1 - weight()))
 
     return hook
 
@@ -127,8 +127,10 @@ def _on_changes(reference: str, corrected: Callable[[list[Tensor], list[Tensor]]
     return hook
 
 
-def _decay_to_start(optimizer: Optimizer, strength: Callable[[Tensor], float]) -> None:
-    start = {p: p.detach().clone() for p in _parameters(optimizer)}
+def _decay_to_start(case: Case, model: nn.Module, optimizer: Optimizer, strength: Callable[[Tensor], float]) -> None:
+    names = {p: name for name, p in model.named_parameters()}
+    before = case.anchor or {}
+    start = {p: before[names[p]] if names[p] in before else p.detach().clone() for p in _parameters(optimizer)}
 
     @torch.no_grad()
     def after(*_: Any) -> None:

@@ -60,11 +60,17 @@ class Entry:
     rate: float = 1.0
     anchor: AnchorDecay | None = None
 
+    @property
+    def decays(self) -> bool:
+        """Whether it decays toward some start, in the optimizer or around it."""
+        return self.anchor is not None or self.correct in (_ANCHOR, _ANCHOR_KEPT, _RECADAM)
+
 
 _KEPT, _TEXT, _GAIN_DAMAGE = frozen("kept"), frozen("text"), gain_damage_fp("text")
 _LORA = {"lora": 16, "rate": 10.0}
 _STRENGTH = 100.0  # with a rate of 1.5e-4 a step decays 1.5% of the change; over 24 steps, a sixth of it
 _ANCHOR = anchored(_STRENGTH)
+_ANCHOR_KEPT = anchored_by("kept", _STRENGTH)
 _SELECTIVE = AnchorDecay(1.0, rule="selective")
 _CORPUS = gain_damage_fp("own", probe="corpus")
 _RECADAM = recalled(_STRENGTH, speed=0.5, middle=6)  # of 24 steps
@@ -142,7 +148,7 @@ METHODS: dict[str, Entry] = {
     "gain-damage-joint-fp": Entry("layers by gain over damage to text, all together", gain_damage_joint("text")),
     "gated": Entry("AdamW, changes against text shortened", everything, correct=gated("text", slope=10.0)),
     "projected": Entry("AdamW, what raises the loss on text taken out", everything, correct=projected("text")),
-    "anchor-kept": Entry("AdamW, anchor decay by N_K^2", everything, correct=anchored_by("kept", _STRENGTH)),
+    "anchor-kept": Entry("AdamW, anchor decay by N_K^2", everything, correct=_ANCHOR_KEPT),
     "relative-change": Entry("rates in proportion to the weights, clipped to [.1, 1]", by_size),
     "mlp": Entry("all MLPs", kinds("mlp")),
     "attention": Entry("all attentions", kinds("attention")),

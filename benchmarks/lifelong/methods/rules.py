@@ -6,6 +6,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from benchmarks.lifelong.methods.norms import Norms
 from localopt.layers import locate
 from localopt.policies import AboveMean, GainOverDamage, Policy, RandomLayers, RelativeTo
@@ -15,12 +17,16 @@ Scales = dict[str, float]
 
 @dataclass(frozen=True)
 class Case:
-    """What a method may look at: the layers by name, the half it is to learn, norms at the start, a seed."""
+    """What a method may look at: the layers by name, the half it is to learn, norms at the start, a seed.
+
+    `anchor`: the weights that decay goes toward, by parameter name; None for those that training begins with.
+    """
 
     layers: tuple[str, ...]
     half: str
     seed: int
     norms: Norms
+    anchor: dict[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -14,21 +14,24 @@ import json
 import lzma
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from localopt.errors import InputError
 
 SAME_START = 0.1  # nats: root mean square difference of the answers' NLL a token, of two starts that count as one
-
-CELL = ("method", "lr", "half", "seed")
 
 Row = dict[str, Any]
 
 
 @dataclass
 class Records:
-    """A file's records by kind."""
+    """A file's records by kind.
 
+    `cell`: what tells its runs apart; `results`: what a run has that did not diverge.
+    """
+
+    cell: ClassVar[tuple[str, ...]] = ("method", "lr", "half", "seed")
+    results: ClassVar[str] = "points"
     exam: Row | None = None
     starts: dict[str, Row] = field(default_factory=dict)
     runs: list[Row] = field(default_factory=list)
@@ -78,10 +81,10 @@ class Records:
                 self.refuse_far(row)
             self.starts[row["id"]] = row
         else:
-            what = [row[key] for key in CELL]
-            if any([run[key] for key in CELL] == what for run in [*self.runs, *self.diverged]):
+            what = [row[key] for key in self.cell]
+            if any([run[key] for key in self.cell] == what for run in [*self.runs, *self.diverged]):
                 raise InputError(f"{' '.join(map(str, what))} is there twice: name each file of runs once.")
-            (self.runs if "points" in row else self.diverged).append(row)
+            (self.runs if self.results in row else self.diverged).append(row)
 
     def refuse_other(self, inputs: Row) -> None:
         """Raise InputError unless the file's exam was made from these inputs."""

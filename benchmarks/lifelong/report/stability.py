@@ -74,8 +74,9 @@ def measure(prepared: Path, name: str, file: Path) -> dict[str, object]:
             news, kept = norms[half], norms[reference]
             whole = LayerTrace(layers, news.mean(0), kept.mean(0))
             rng = random.Random(0)
-            halves = [agreement(*split_in_two(layers, news, kept, rng)) for _ in range(DRAWS)]
-            rows.append({"half": half, "reference": reference, "examples": "half", **averages(halves)})
+            if min(len(news), len(kept)) > 1:
+                halves = [agreement(*split_in_two(layers, news, kept, rng)) for _ in range(DRAWS)]
+                rows.append({"half": half, "reference": reference, "examples": "half", **averages(halves)})
             for size in SIZES:
                 drawn = [agreement(draw(layers, news, kept, size, rng), whole) for _ in range(DRAWS)]
                 rows.append({"half": half, "reference": reference, "examples": size, **averages(drawn)})

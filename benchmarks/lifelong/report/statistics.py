@@ -150,8 +150,8 @@ class Scores:
     def fallen(self, run: Row, answers: list[list[float]], part: str) -> tuple[float, Array]:
         """How far the scores of these answers are below those of a run's start, and that of every draw (B,)."""
         places = self.places(part)
-        change = self._start(run, places) - self._scores(places, answers)
-        mean, draws = self._mean(*self._of_split(change[None], part, "test"))
+        change = self._start(run, places) - self.scores(places, answers)
+        mean, draws = self.mean(*self.of_split(change[None], part, "test"))
         return float(mean[0]), draws[:, 0]
 
     @property
@@ -163,10 +163,10 @@ class Scores:
         half, other = run["half"], "B" if run["half"] == "A" else "A"
         mine, near = self.places(half), self.places("near")
         theirs = [i for i in self.places(other) if self.items[i]["phrasing"] == 0]
-        gain = self._mean(*self._of_kind(self._change(run, "taught", mine), mine, kind))
-        control = self._mean(*self._of_kind(self._change(run, "held", theirs), theirs, kind))
+        gain = self.mean(*self._of_kind(self._change(run, "taught", mine), mine, kind))
+        control = self.mean(*self._of_kind(self._change(run, "held", theirs), theirs, kind))
         uptake = (one - np.maximum(other, 0.0) for one, other in zip(gain, control, strict=True))
-        lost = self._mean(*self._of_split(-self._change(run, "near", near), "near", split))
+        lost = self.mean(*self.of_split(-self._change(run, "near", near), "near", split))
         return Curve(*uptake), Curve(*gain), Curve(*control), Curve(*lost), self._text(run, split)
 
     def answered(self, run: Row, kind: str) -> float:
@@ -189,12 +189,16 @@ class Scores:
     def _a_token(self, places: list[int], answers: list[list[float]], kind: str) -> float:
         found = [(nll[0], self.items[i]["tokens"][0]) for i, nll in zip(places, answers, strict=True)
                  if self.items[i].get("kind") == kind]  # fmt: skip
-        return sum(nll for nll, _ in found) / sum(tokens for _, tokens in found)
+        return float(sum(nll for nll, _ in found) / sum(tokens for _, tokens in found))
 
     def _text(self, run: Row, split: str) -> Curve:
         """How far the NLL of text rises."""
         start = self.records.starts[run["start"]]["text"]
-        nll = np.array([start, *(run["points"][share]["text"] for share in sorted(run["points"], key=float))])
+        return self.rise(start, [run["points"][share]["text"] for share in sorted(run["points"], key=float)], split)
+
+    def rise(self, start: list[float], points: Sequence[list[float]], split: str) -> Curve:
+        """How far the NLL of text rises above the start's from point to point."""
+        nll = np.array([start, *points])
         chosen = [n for n, of in enumerate(self.texts) if of == split]
         rise = (nll - nll[0])[:, chosen]
         rng = np.random.default_rng(self.seed + 1)
@@ -204,7 +208,7 @@ class Scores:
     def places(self, part: str) -> list[int]:
         return [i for i, item in enumerate(self.items) if item["part"] == part]
 
-    def _of_split(self, values: Array, part: str, split: str) -> tuple[Array, list[int]]:
+    def of_split(self, values: Array, part: str, split: str) -> tuple[Array, list[int]]:
         places = self.places(part)
         chosen = [n for n, i in enumerate(places) if self.items[i]["split"] == split]
         return values[:, chosen], [places[n] for n in chosen]
@@ -216,17 +220,17 @@ class Scores:
     def _change(self, run: Row, name: str, places: list[int]) -> Array:
         """Scores less those of the run's own start, (S, questions), the start itself first."""
         start = self._start(run, places)
-        points = [self._scores(places, run["points"][share][name]) for share in sorted(run["points"], key=float)]
+        points = [self.scores(places, run["points"][share][name]) for share in sorted(run["points"], key=float)]
         return np.stack([start - start, *(point - start for point in points)])
 
     def _start(self, run: Row, places: list[int]) -> Array:
         answers = self.records.starts[run["start"]]["nll"]
-        return self._scores(places, [answers[i] for i in places])
+        return self.scores(places, [answers[i] for i in places])
 
-    def _scores(self, places: list[int], answers: list[list[float]]) -> Array:
+    def scores(self, places: list[int], answers: list[list[float]]) -> Array:
         return np.array([score(nll, self.items[i]) for i, nll in zip(places, answers, strict=True)])
 
-    def _mean(self, values: Array, places: Sequence[int]) -> tuple[Array, Array]:
+    def mean(self, values: Array, places: Sequence[int]) -> tuple[Array, Array]:
         """Means over questions (S,), and those of every draw (B, S)."""
         weights = self._weights[:, places].astype(np.float64)
         drawn: Array = weights @ values.T / weights.sum(1, keepdims=True)

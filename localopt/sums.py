@@ -189,7 +189,7 @@ def _pieces(columns: Sequence[Column]) -> Iterator[tuple[list[int], dict[str, li
         held: list[tuple[int, dict[str, Tensor]]] = []
         count = 0
         for position, flat in members:
-            for parts in zip(*(tensor.split(PIECE) for tensor in flat.values()), strict=True):
+            for parts in zip(*(torch.split(tensor, PIECE) for tensor in flat.values()), strict=True):
                 cut = dict(zip(flat, parts, strict=True))
                 if held and count + cut["weight"].numel() > PIECE:
                     yield _as_lists(held)

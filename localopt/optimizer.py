@@ -208,7 +208,7 @@ class LocalizedOptimizer(SavedOptimizer):
             numbers: Sequence[float] | None = None if skip else update.by_constant()
             self._skipped += skip
             assert self._policy.constant is not None
-            self._scales = self._policy.constant * (not skip)
+            self._scales = torch.zeros_like(self._policy.constant) if skip else self._policy.constant
             self._signals, self._shares = {}, None
         else:
             signals = self._measured(groups, self.state, self._anchor, shards)

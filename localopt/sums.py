@@ -107,13 +107,18 @@ def sums(names: Sequence[str], sources: Sources, home: torch.device) -> Tensor:
         buffers = {role: torch.empty(SHORT, dtype=torch.float32) for role in (*roles, "difference")}
         values = [_sums_on_cpu(names, column, buffers) for column in columns]
         return torch.tensor([*values, [0.0] * len(names)], dtype=torch.float64).T.contiguous().to(home)
+    return _sums_on_device(names, columns, home)
+
+
+def _sums_on_device(names: Sequence[str], columns: Sequence[Column], home: torch.device) -> Tensor:
     dtype = sum_dtype(home)
-    slots = [torch.zeros(len(names), dtype=dtype, device=home)] * (len(columns) + 1)
+    nothing = torch.zeros(len(names), dtype=dtype, device=home)
+    slots = [nothing] * (len(columns) + 1)
     for positions, lists in _pieces(columns):
         # One transfer a piece, not one a parameter.
         found = _sums_of_piece(names, lists).to(device=home, dtype=dtype, non_blocking=True)
         for position, column in zip(positions, found.unbind(1), strict=True):
-            slots[position] = column
+            slots[position] = column if slots[position] is nothing else slots[position] + column
     return torch.stack(slots, dim=1)
 
 
@@ -166,22 +171,31 @@ def _flattened(column: Column) -> dict[str, Tensor]:
 
 
 def _pieces(columns: Sequence[Column]) -> Iterator[tuple[list[int], dict[str, list[Tensor]]]]:
-    """Yield what can be summed by the same calls: parameters alike in what they have, where and in which dtype."""
+    """Yield what can be summed by the same calls: parameters alike in what they have, where and in which dtype.
+
+    Where differences are taken, which are tensors of their own, these are of PIECE elements at most: a parameter that
+    is larger comes in several pieces.
+    """
     alike: dict[tuple[tuple[str, torch.device, torch.dtype], ...], list[tuple[int, dict[str, Tensor]]]] = {}
     for position, column in enumerate(columns):
         flat = _flattened(column)
         kind = tuple((role, tensor.device, tensor.dtype) for role, tensor in flat.items())
         alike.setdefault(kind, []).append((position, flat))
     for kind, members in alike.items():
+        if not {"weight", "start"} <= {role for role, _, _ in kind}:
+            if kind:
+                yield _as_lists(members)
+            continue
         held: list[tuple[int, dict[str, Tensor]]] = []
         count = 0
-        for position, flat in members if kind else ():
-            size = max(tensor.numel() for tensor in flat.values())
-            if held and count + size > PIECE:
-                yield _as_lists(held)
-                held, count = [], 0
-            held.append((position, flat))
-            count += size
+        for position, flat in members:
+            for parts in zip(*(torch.split(tensor, PIECE) for tensor in flat.values()), strict=True):
+                cut = dict(zip(flat, parts, strict=True))
+                if held and count + cut["weight"].numel() > PIECE:
+                    yield _as_lists(held)
+                    held, count = [], 0
+                held.append((position, cut))
+                count += cut["weight"].numel()
         if held:
             yield _as_lists(held)
 
@@ -194,8 +208,10 @@ def _as_lists(members: Sequence[tuple[int, dict[str, Tensor]]]) -> tuple[list[in
 def _sums_of_piece(names: Sequence[str], of: dict[str, list[Tensor]]) -> Tensor:
     """The sums (S, t) of t parameters on one device, by multi-tensor kernels where there are any."""
     if "start" in of and "weight" in of:
-        starts = [start.to(weight.dtype) for start, weight in zip(of["start"], of["weight"], strict=True)]
-        of = {**of, "difference": list(torch._foreach_sub(of["weight"], starts))}
+        # In half precision most of a difference would be rounding; a piece is small enough to be widened.
+        wide = _accumulator(of["weight"][0].dtype)
+        ends = ([tensor.to(wide) for tensor in of[role]] for role in ("weight", "start"))
+        of = {**of, "difference": list(torch._foreach_sub(*ends))}
     first = next(iter(of.values()))
     zeros = torch.zeros(len(first), dtype=sum_dtype(first[0].device), device=first[0].device)
     rows = [_row(name, of).to(zeros.dtype) if of.keys() >= set(READS[name]) else zeros for name in names]

@@ -27,6 +27,10 @@ CONFIGS = {
         vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
         num_key_value_heads=8, tie_word_embeddings=True,
     ),
+    "3B": LlamaConfig(  # Llama-3.2-3B
+        vocab_size=128256, hidden_size=3072, intermediate_size=8192, num_hidden_layers=28, num_attention_heads=24,
+        num_key_value_heads=8, tie_word_embeddings=True,
+    ),
     "gpt2-large": GPT2Config(n_embd=1280, n_layer=36, n_head=20),
     "smoke": LlamaConfig(
         vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
@@ -88,11 +92,16 @@ def spread(parameters: Mapping[str, Tensor], share: float) -> tuple[list[str], f
     return chosen, taken / everything
 
 
-def of_model(name: str, dtype: torch.dtype, device: str) -> Workload:
-    """The parameters of one of the models above."""
+def shapes_of(name: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of the parameters of one of the models above."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(CONFIGS[name])
-    return _filled(name, {name: tuple(p.shape) for name, p in model.named_parameters()}, dtype, device)
+    return {key: tuple(parameter.shape) for key, parameter in model.named_parameters()}
+
+
+def of_model(name: str, dtype: torch.dtype, device: str) -> Workload:
+    """The parameters of one of the models above."""
+    return _filled(name, shapes_of(name), dtype, device)
 
 
 def of_layers(count: int, elements: int, dtype: torch.dtype, device: str) -> Workload:

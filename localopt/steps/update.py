@@ -117,7 +117,11 @@ class Update:
         mine = [self._groups[i] for i in groups]
         owners = [self.layout.owners[i] for i in groups]
         track = self.frozen_state == "track"
-        still = None if track else self.watch.moving(mine, [self.layout.parameters[i] for i in groups], owners, scales)
+        # To look is to wait for the device, and torch's own are known to step the groups they are shown.
+        away = any(parameter.device.type != "cpu" for group in mine for parameter in group["params"])
+        known = away and type(self.optimizer).__module__.startswith("torch.optim.")
+        names = [self.layout.parameters[i] for i in groups]
+        still = None if track or known else self.watch.moving(mine, names, owners, scales)
         split_step(self.optimizer, mine, owners, scales, clip=clip, track=track)
         if still is not None:
             still.refuse_moved(self.optimizer)

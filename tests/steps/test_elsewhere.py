@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from localopt import Fixed, LocalizedOptimizer
+from localopt import Fixed, LayerTrace, LocalizedOptimizer
 from localopt.steps import stillness
 from tests.runs import backward, two_layers
 
@@ -163,3 +165,57 @@ def test_what_accelerate_prepared_is_refused_with_the_order_that_works() -> None
 def test_a_model_in_place_of_the_optimizer_says_what_to_pass() -> None:
     with pytest.raises(TypeError, match=r"called with a Sequential.*localized_optimizer\(args\)"):
         LocalizedOptimizer(two_layers())  # type: ignore[arg-type]
+
+
+# -- DeepSpeed, by what it does to an optimizer (deepspeed/runtime/zero/stage_1_and_2.py) ------------------------------
+
+
+class DeepSpeedZeroOptimizer:
+    """Flattens every group of the optimizer it is given into one slice, and steps one group at a time."""
+
+    def __init__(self, init_optimizer: Optimizer) -> None:
+        self.optimizer = init_optimizer
+        self.single_partition_of_fp32_groups = []
+        for group in init_optimizer.param_groups:
+            flat = torch.cat([parameter.detach().flatten() for parameter in group["params"]]).requires_grad_()
+            self.single_partition_of_fp32_groups.append(flat)
+            group["params"] = [flat]
+
+    def step(self) -> None:
+        groups = self.optimizer.param_groups
+        for i, group in enumerate(groups):
+            self.single_partition_of_fp32_groups[i].grad = torch.ones_like(self.single_partition_of_fp32_groups[i])
+            self.optimizer.param_groups = [group]
+            self.optimizer.step()
+            self.optimizer.param_groups = groups
+
+
+DeepSpeedZeroOptimizer.__module__ = "deepspeed.runtime.zero.stage_1_and_2"
+
+
+def test_an_optimizer_that_deepspeed_flattened_is_refused_with_what_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", ModuleType("deepspeed"))
+    model = two_layers()
+    groups = [{"params": list(layer.parameters())} for layer in (model[0], model[2])]
+    zero = DeepSpeedZeroOptimizer(LocalizedOptimizer(SGD(groups, lr=0.1), model))
+    before = [slice_.detach().clone() for slice_ in zero.single_partition_of_fp32_groups]
+    with pytest.raises(RuntimeError, match=r"flattened by DeepSpeed.*LayerTrace\.freeze.*trace\.param_groups"):
+        zero.step()
+    assert all(map(torch.equal, zero.single_partition_of_fp32_groups, before))
+
+
+def test_what_deepspeed_made_of_an_optimizer_cannot_be_wrapped() -> None:
+    model = two_layers()
+    zero: Any = DeepSpeedZeroOptimizer(SGD(model.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match="DeepSpeedZeroOptimizer are flattened by DeepSpeed"):
+        LocalizedOptimizer(zero, model)
+
+
+def test_one_group_a_layer_trains_what_the_trace_chooses_one_group_at_a_time() -> None:
+    model = two_layers()
+    trace = LayerTrace(("0", "2"), torch.tensor([1.0, 9.0]), torch.ones(2), {"partition": "sublayer"})
+    groups = trace.param_groups(model, lr=0.1, weight_decay=0.01)
+    assert [(group["name"], group["lr"], group["weight_decay"]) for group in groups] == [("2", 0.1, 0.01)]
+    rates = trace.param_groups(model, lr=0.1, scales=trace.adaptive_learning_rates().scales)
+    assert [(group["name"], round(group["lr"], 6)) for group in rates] == [("0", round(0.1 / 9, 6)), ("2", 0.1)]
+    DeepSpeedZeroOptimizer(SGD(groups, lr=0.1)).step()

@@ -3,9 +3,9 @@
     python -m benchmarks.demo_rates --model MODEL --out FILE.json
 
 The tuning facts (`localopt/demo/data/tuning_*`) are 20 instead of 40, so a step reads 12 passages instead of 24: as
-many steps and passes as in the demo. A method's best rate is the one that takes in most at equal forgetting: the mean uptake
-where the loss of the tuning page has risen by LEVELS nats a token, on the straight way between the weights before and
-after (localopt/demo/path.py). A rate that never forgets so much counts with its end.
+many steps and passes as in the demo. A method's best rate is the one that takes in most at equal forgetting: the mean
+uptake where the loss of the tuning page has risen by LEVELS nats a token, on the straight way between the weights
+before and after (localopt/demo/path.py). A rate that never forgets so much counts with its end.
 """
 
 from __future__ import annotations

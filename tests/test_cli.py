@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from localopt.cli import main
+from localopt.cli.export import _FORMATS
 from localopt.errors import InputError
 from localopt.outside import plain
 from localopt.pretraining.evaluate import evaluate, evaluate_text
@@ -79,7 +80,13 @@ def message(captured: pytest.CaptureFixture[str]) -> str:
 
 def test_localopt_alone_shows_its_commands() -> None:
     result = run()
-    assert re.findall(r"^│ (\w+) ", result.stdout + result.stderr, re.MULTILINE) == ["demo", "trace", "train", "eval"]
+    assert re.findall(r"^│ (\w+) ", result.stdout + result.stderr, re.MULTILINE) == [
+        "demo",
+        "trace",
+        "train",
+        "eval",
+        "export",
+    ]
 
 
 def test_eval_prints_json_and_nothing_else(inputs: Path) -> None:
@@ -196,6 +203,52 @@ def test_limit_spreads_over_the_files(inputs: Path, tmp_path: Path) -> None:
     assert call("trace", inputs / "model", *tracing(inputs), "--out", out, "--limit", 1) == 0
     metadata = LayerTrace.load(out).metadata
     assert (metadata["probe_examples"], metadata["reference_examples"]) == (1, 1)
+
+
+# -- export -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("format", "key"),
+    [
+        ("unfrozen", "unfrozen_parameters"),
+        ("axolotl", "lr_groups"),
+        ("lr-multipliers", "multipliers"),
+        ("peft", "target_modules"),
+    ],
+)
+def test_a_trace_is_exported_for_other_trainers(inputs: Path, tmp_path: Path, format: str, key: str) -> None:
+    out = tmp_path / "settings.json"
+    more = ["--lr", "1e-4"] if format == "axolotl" else []
+    assert call("export", inputs / "trace.safetensors", inputs / "model", "--format", format, "--out", out, *more) == 0
+    model, _ = load_model(str(inputs / "model"))
+    expected = LayerTrace.load(inputs / "trace.safetensors").export(
+        tmp_path / "same.json", model, _FORMATS[format], lr=1e-4 if more else None
+    )
+    assert json.loads(out.read_text()) == expected
+    assert expected[key]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--format", "toml"], "--format must be one of unfrozen, axolotl, lr-multipliers, peft, not 'toml'"),
+        (["--format", "axolotl"], "axolotl needs the base learning rate"),
+        (["--lr", "1e-4"], "--format unfrozen with --lr 0.0001"),
+        (["--rank", "4"], "only adapters (peft) have a rank"),
+    ],
+)
+def test_a_wrong_export_is_refused(
+    inputs: Path, tmp_path: Path, arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = [inputs / "trace.safetensors", inputs / "model", "--out", tmp_path / "out.yaml"]
+    assert call("export", *where, *arguments) == 2
+    assert expected in message(capsys)
+    other = tmp_path / "other"
+    tiny_model(tiny_tokenizer(), tied=False).save_pretrained(other)
+    assert call("export", where[0], other, *where[2:]) == 2
+    assert "do not have the same layers" in message(capsys)
+    assert not (tmp_path / "out.yaml").exists()
 
 
 # -- train ------------------------------------------------------------------------------------------------------------

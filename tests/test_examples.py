@@ -17,7 +17,7 @@ SAYS = {
     "lora": "adapter matrices left to train",
     "mixed_precision": "0 steps skipped",  # the scaler skipped them before the optimizer was asked
     "plain_torch": "of the parameters updated",
-    "pulled": "from the start",
+    "anchor_decay": "from the start",
     "traced": "TGL + ALR: all tensors trained",
     "trainer": "6 of 11 layers updated",
     "trainer_factory": "ended with the same weights",

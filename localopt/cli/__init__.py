@@ -1,4 +1,4 @@
-"""The command line: ``localopt demo``, ``eval``, ``trace``, ``train``; a file a command.
+"""The command line: ``localopt demo``, ``eval``, ``export``, ``trace``, ``train``; a file a command.
 
 Every mistake in the input is one message on standard error and exit code 2; results go to standard output, progress to
 standard error.
@@ -14,7 +14,7 @@ from typing import Any
 import typer
 from rich.text import Text
 
-from localopt.cli import demo, evaluate, trace, train
+from localopt.cli import demo, evaluate, export, trace, train
 from localopt.cli.shared import err_console
 from localopt.errors import InputError
 from localopt.outside import one_line
@@ -46,6 +46,7 @@ app.command()(_complete(demo.demo))
 app.command()(_complete(trace.trace))
 app.command()(_complete(train.train))
 app.command(name="eval")(_complete(evaluate.evaluate))
+app.command()(_complete(export.export))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -29,8 +29,8 @@ class Policy(Protocol):
     - ``inspect(weights)``: called after ``bind`` with each layer's parameters, at construction and when parameters are
       added, for rules that look at weights.
     - ``binary: bool``: the scales are only 0 and 1, so the learning rate is passed on untouched.
-    - ``constant: bool``: the scales never change and do not depend on the norms, which then need not be computed. Such a
-      policy is bound on the CPU and asked once, there.
+    - ``constant: bool``: the scales never change and do not depend on the norms, which then need not be computed. Such
+      a policy is bound on the CPU and asked once, there.
     - ``needs: tuple[str, ...]``: the policy is called with :class:`~localopt.LayerSignals` that hold these signals (and
       no others) instead of norms.
     - ``state_dict()``, ``load_state_dict(state)``: the live device tensors the policy updates in place, by name. The

@@ -17,7 +17,8 @@ import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.hub import cached_file
 
 from localopt.errors import InputError
@@ -70,6 +71,34 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTraine
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.train(False), tokenizer
+
+
+def load_skeleton(name: str) -> nn.Module:
+    """Build a causal language model as :func:`load_model` names it, but without weights: names and shapes, no memory.
+
+    Raises:
+        InputError: as `load_model` does for what is wrong with anything but the weights.
+    """
+    path = Path(name)
+    if path.suffix == ".gguf":  # which has no configuration apart from its weights
+        return load_model(name, torch.bfloat16)[0]
+    if path.is_dir():
+        check_folder(path)
+        offline = True
+    elif path.exists():
+        raise InputError(f"{name}: is neither a model folder nor a .gguf file: name the folder that has config.json.")
+    else:
+        offline = not _on_hub(name)
+        found = _cached(name, "config.json", offline)
+        check_small_files(name, {} if found is None else {"config.json": found})
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=offline)
+        with torch.device("meta"):
+            model: nn.Module = cast(Any, AutoModelForCausalLM).from_config(config, trust_remote_code=False)
+    except Exception as error:
+        why = OWN_CODE if "trust_remote_code" in str(error) else f"is no causal language model: {error}"
+        raise InputError(f"{name}: {why}") from error
+    return model
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:

@@ -15,13 +15,11 @@ from localopt.errors import InputError
 from localopt.layers import Layers, partition
 from localopt.outside import plain, shown
 from localopt.policies.rules import AboveMean, Fixed, Proportional
-from localopt.tracing import tracefile
+from localopt.tracing import export, tracefile
 from localopt.tracing.lending import refuse_wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from localopt.tracing.export import Format
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,15 +149,38 @@ class LayerTrace:
         self,
         path: str | os.PathLike[str],
         model: nn.Module,
-        format: Format = "unfrozen_parameters",
+        format: export.Format = "unfrozen_parameters",
         *,
         lr: float | None = None,
+        rank: int | None = None,
         layers: Layers | None = None,
     ) -> dict[str, Any]:
-        """Write what to train, or how fast, as a settings file of another trainer; see `export.py`."""
-        from localopt.tracing.export import export
+        """Write what to train, or how fast, as a settings file of another trainer, and return it.
 
-        return export(self, model, path, format, lr=lr, layers=layers)
+        Args:
+            path: the file to write: YAML, or JSON where it ends so.
+            model: gives the names of the parameters (its weights may be on the meta device); those that require no
+                gradient are left out.
+            format: ``"unfrozen_parameters"`` (axolotl, Spectrum), ``"lr_groups"`` (axolotl), ``"multipliers"`` (a
+                factor for every parameter), or ``"peft"`` (LoRA on the chosen matrices); see `export.py`.
+            lr: the base learning rate; ``"lr_groups"`` alone needs it.
+            rank: of adapters, on average, for ``"peft"``; None for 8.
+            layers: the function that named the layers, if the trace was taken with one.
+
+        Raises:
+            InputError: an unknown format, ``lr`` missing, settings the format cannot express, or the file cannot be
+                written.
+            ValueError: the model's layers are not those of the trace.
+        """
+        export.check_arguments(format, lr, rank)
+        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        layer_of = partition((name for name, _ in model.named_parameters()), self.partition(layers))
+        layer_of = {name: layer_of[name] for name in names}
+        self.check(layer_of.values())
+        chosen, rates = self.frozen_parameters().scales, self.adaptive_learning_rates().scales
+        what = export.settings(format, model, layer_of, chosen, rates, lr=lr, rank=rank)
+        export.write(path, what)
+        return what
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, whole or not at all."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.lifelong.report.contrasts import RANDOM, Best
+from benchmarks.lifelong.report.findings import Findings
 from benchmarks.lifelong.report.records import Records
-from benchmarks.lifelong.report.tables import Findings
+from benchmarks.lifelong.report.tables import contrasts
 from tests.benchmarks.test_lifelong_statistics import records
 
 
@@ -22,7 +23,7 @@ def swept(*runs: tuple[str, float, int, float]) -> Records:
 
 
 def row(found: Records, about: str) -> dict[str, str]:
-    table = Findings(found).contrasts()
+    table = contrasts(Findings(found))
     return dict(zip(table.header, next(row for row in table.rows if row[0] == about), strict=True))
 
 
@@ -72,5 +73,5 @@ def test_a_seed_that_was_run_on_one_half_alone_does_not_count_yet() -> None:
 @pytest.mark.parametrize("missing", ["adamw", "deep"])
 def test_comparisons_without_runs_are_left_out(missing: str) -> None:
     runs = [run for run in [("adamw", 1e-4, 0, 1.0), ("deep", 1e-4, 0, 1.0)] if run[0] != missing]
-    table = Findings(swept(("adamw", 2e-4, 0, 1.0), *runs)).contrasts()
+    table = contrasts(Findings(swept(("adamw", 2e-4, 0, 1.0), *runs)))
     assert ("the deep half, or AdamW" in [row[0] for row in table.rows]) is (missing != "deep")

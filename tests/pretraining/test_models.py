@@ -12,7 +12,7 @@ import torch
 from transformers import BertConfig, BertModel, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from localopt.errors import InputError
-from localopt.pretraining.models import load_model, save_model
+from localopt.pretraining.models import load_model, load_skeleton, save_model
 from tests.tiny_lm import SENTENCES, tiny_model, tiny_tokenizer, write_gguf
 
 TOKENIZER = tiny_tokenizer()
@@ -33,6 +33,32 @@ def test_a_saved_model_comes_back_bit_for_bit(tmp_path: Path, tied: bool) -> Non
     assert not again.training
     assert {path.suffix for path in (tmp_path / "model").iterdir()} <= {".json", ".safetensors", ".jinja"}
     assert [path.name for path in tmp_path.iterdir()] == ["model"], "nothing is left beside it"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_skeleton_has_names_and_shapes_but_no_weights(tmp_path: Path, tied: bool) -> None:
+    model = tiny_model(TOKENIZER, tied=tied)
+    save_model(model, TOKENIZER, tmp_path / "model")
+    skeleton = load_skeleton(str(tmp_path / "model"))
+    assert {p.device.type for p in skeleton.parameters()} == {"meta"}
+    assert {name: p.shape for name, p in skeleton.named_parameters()} == {
+        n: p.shape for n, p in model.named_parameters()
+    }
+
+
+def test_the_skeleton_of_a_gguf_file_has_its_names(tmp_path: Path) -> None:
+    model = tiny_model(TOKENIZER)
+    write_gguf(model, TOKENIZER, tmp_path / "tiny.gguf")
+    names = [name for name, _ in load_skeleton(str(tmp_path / "tiny.gguf")).named_parameters()]
+    assert names == [name for name, _ in model.named_parameters()]
+
+
+def test_what_has_no_skeleton_is_named(tmp_path: Path) -> None:
+    for name, message in (("missing", "no such file"), ("file", "neither a model folder"), ("folder", "config.json")):
+        (tmp_path / "file").write_text("")
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        with pytest.raises(InputError, match=message):
+            load_skeleton(str(tmp_path / name))
 
 
 def test_weights_come_in_the_dtype_asked_for_whatever_they_were_saved_in(tmp_path: Path) -> None:

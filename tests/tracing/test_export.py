@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 
 from localopt import LayerTrace, partition
 from localopt.errors import InputError
+from localopt.tracing.export import Format
 from tests.tiny_models import gpt2, llama, lora, t5
 
 MODELS: dict[str, Callable[[], Any]] = {"llama": lambda: llama(12), "gpt2": gpt2, "t5": t5, "lora": lora}
@@ -94,6 +95,60 @@ def test_an_embedding_at_rate_zero_cannot_be_said_to_axolotl(tmp_path: Path) -> 
     assert not (tmp_path / "rates.yaml").exists()
 
 
+@pytest.mark.parametrize("model", ["llama", "gpt2", "t5"])
+def test_peft_puts_adapters_into_exactly_the_chosen_matrices(model: str, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    built = MODELS[model]()
+    trace = traced(built)
+    trace.export(tmp_path / "lora.json", built, "peft", rank=4)
+    written = json.loads((tmp_path / "lora.json").read_text())
+    chosen, rates = trace.frozen_parameters().scales, trace.adaptive_learning_rates().scales
+    layer_of = partition(name for name, _ in built.named_parameters())
+    matrices = {
+        name.removesuffix(".weight"): layer_of[name]
+        for name, parameter in built.named_parameters()
+        if parameter.dim() > 1 and chosen[layer_of[name]]
+    }
+    full = {name: min(built.get_parameter(f"{name}.weight").shape) for name in matrices}
+    adapted = peft.get_peft_model(built, peft.LoraConfig(**{k: v for k, v in written.items() if k != "peft_type"}))
+    found = {
+        name.removeprefix("base_model.model."): (module.r["default"], module.scaling["default"])
+        for name, module in adapted.named_modules()
+        if isinstance(module, peft.tuners.lora.LoraLayer)
+    }
+    assert set(found) == set(matrices)
+    assert {scaling for _, scaling in found.values()} == {1.0}
+    by_rate = sorted((name for name in matrices if found[name][0] < full[name]), key=lambda name: rates[matrices[name]])
+    assert [found[name][0] for name in by_rate] == sorted(found[name][0] for name in by_rate)
+    assert len(by_rate) > len(matrices) / 2
+    assert min(rank for rank, _ in found.values()) >= 1
+    assert abs(sum(rank for rank, _ in found.values()) / len(found) - 4) < 0.5
+
+
+def test_what_lora_cannot_adapt_is_named(tmp_path: Path) -> None:
+    vector = nn.Sequential(nn.LayerNorm(4), nn.LayerNorm(4))
+    with pytest.raises(InputError, match=r"no matrix is chosen.*unfrozen_parameters"):
+        traced(vector).export(tmp_path / "lora.json", vector, "peft")
+    filters = nn.Sequential(nn.Conv2d(1, 1, 3))
+    with pytest.raises(InputError, match=r"no adapter for 0\.weight"):
+        traced(filters).export(tmp_path / "lora.json", filters, "peft")
+    adapted = lora()
+    with pytest.raises(InputError, match="has adapters already"):
+        traced(adapted).export(tmp_path / "lora.json", adapted, "peft")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_names_are_needed_of_the_model(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        shapes = llama()
+    built = llama()
+    for format in get_args(Format):
+        lr = 1e-4 if format == "lr_groups" else None
+        whole = traced(built).export(tmp_path / "whole.yaml", built, format, lr=lr)
+        assert traced(shapes).export(tmp_path / "names.yaml", shapes, format, lr=lr) == whole
+        assert yaml.safe_load((tmp_path / "names.yaml").read_text()) == whole
+
+
 def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
     built, path = llama(), tmp_path / "out.yaml"
     trace = traced(built)
@@ -103,6 +158,10 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
         trace.export(path, built, "lr_groups")
     with pytest.raises(InputError, match="by no other format"):
         trace.export(path, built, lr=1e-4)
+    with pytest.raises(InputError, match="peft alone knows it"):
+        trace.export(path, built, rank=4)
+    with pytest.raises(InputError, match="rank is at least 1"):
+        trace.export(path, built, "peft", rank=0)
     with pytest.raises(ValueError, match="do not have the same layers"):
         trace.export(path, gpt2())
     with pytest.raises(InputError, match=r"no/such/out\.yaml: cannot be written"):

@@ -17,9 +17,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from benchmarks.lifelong.report import tables as tabled
+from benchmarks.lifelong.report.findings import Findings
 from benchmarks.lifelong.report.records import Records
 from benchmarks.lifelong.report.statistics import MEASURES, Curve, Measure
-from benchmarks.lifelong.report.tables import Findings, Table
+from benchmarks.lifelong.report.tables import Table
 from benchmarks.stamp import summary
 from localopt.errors import InputError
 from localopt.plots import Run, heat_map, learning_forgetting
@@ -61,8 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"report: {error}", file=sys.stderr)
         sys.exit(2)
     given.out.mkdir(parents=True, exist_ok=True)
-    tables = [findings.methods(), findings.levels(), findings.contrasts(), findings.costs()]
-    if (kinds := findings.kinds()) is not None:
+    tables = [make(findings) for make in (tabled.methods, tabled.levels, tabled.contrasts, tabled.costs)]
+    if (kinds := tabled.kinds(findings)) is not None:
         tables.insert(2, kinds)
     (given.out / "lifelong.html").write_text(page(findings, tables), encoding="utf-8")
     markdown = "\n\n".join(f"**{table.title}**\n\n{table.markdown()}\n\n{table.note}" for table in tables)

@@ -84,7 +84,8 @@ def experiment(
     before, written = mark(model), write()
     results = []
     for method in METHODS:
-        progress.stage(f"{method.name}: {method.first}")
+        if method.first:
+            progress.stage(f"{method.name}: {method.first}")
         started = time.perf_counter()
         prepared = method.prepare(room)
         progress.advance(method.preparing)

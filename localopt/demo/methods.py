@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from localopt.demo.training import Effort
 from localopt.optimizer import LocalizedOptimizer
 from localopt.policies.rules import Everything
+from localopt.pretraining.announce import trained
 from localopt.pretraining.auto import Material
 from localopt.pretraining.optimizers import make_optimizer, rate
 from localopt.pretraining.probes import Example
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ADAMW_RATE = 3e-4
-ONE_LINE_RATE = 1.2e-3
+ONE_LINE_RATE = 3e-4
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,11 @@ class Classroom:
 
 @dataclass(frozen=True)
 class Prepared:
-    """An optimizer that is ready, and its peak learning rate."""
+    """An optimizer that is ready, its peak learning rate, and what else there is to say."""
 
     optimizer: Optimizer
     rate: float
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def auto(room: Classroom) -> Prepared:
     settings = Settings(method="auto", seed=room.effort.seed)
     trace = Material(room.model, room.tokenizer, room.rows, (), settings, room.folder, progress=False).trace()
     optimizer = make_optimizer(room.model, settings, trace)
-    return Prepared(optimizer, rate(room.model, settings))
+    return Prepared(optimizer, rate(room.model, settings), trained(room.model, trace.partition()))
 
 
 METHODS = (

@@ -28,16 +28,17 @@ from localopt.demo.training import Effort, read_passages, teach
 from localopt.pretraining.models import load_model
 
 LEVELS = (0.05, 0.1, 0.2)
-RATES: dict[str, tuple[Callable[[PreTrainedModel, float], Optimizer], tuple[float, ...]]] = {
-    "AdamW": (adamw, (3e-4, 1.5e-4, 6e-4)),
-    "one line": (one_line, (1.2e-3, 6e-4, 2.4e-3)),
+Make = Callable[[PreTrainedModel, float], Optimizer]
+RATES: dict[str, tuple[Make, tuple[float, ...]]] = {
+    "one line": (one_line, (1.5e-4, 3e-4, 6e-4, 1.2e-3)),
+    "AdamW": (adamw, (1.5e-4, 3e-4, 6e-4)),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="demo_rates", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--model", required=True, help="SmolLM2-135M: hub id, folder or GGUF file")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="goes on with what is there already")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     model, tokenizer = load_model(chosen.model)
@@ -45,22 +46,25 @@ def main() -> None:
     rows, exam = read_passages(lessons.passages, tokenizer), Exam(lessons, tokenizer)
     start = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     before = exam.mark(model)
-    runs = []
-    for name, (make, rates) in RATES.items():
-        for rate in rates:
-            teach(model, rows, make(model, rate), effort)
-            path = walk(model, start, before, exam.mark)
-            gains, reached = path.mean_gains(LEVELS)
-            uptake, ends = gains.mean().item(), path.marks[-1]
-            print(f"{name} {rate:g}: {'' if reached else 'at least '}{uptake:.3f} nats", flush=True)
-            points = [(round(lost, 4), round(won, 4)) for lost, won in path.points]
-            end = {"answered": ends.answered, "known": ends.known}
-            run = {"method": name, "rate": rate, "uptake": uptake, "reached": reached, "points": points, "end": end}
-            runs.append(run)
-    best = {n: max((r for r in runs if r["method"] == n), key=lambda r: r["uptake"])["rate"] for n in RATES}
-    print("best:", ", ".join(f"{name} {rate:g}" for name, rate in best.items()))
-    result = {"levels": LEVELS, "effort": asdict(effort), "best": best, "runs": runs, "stamp": stamp()}
-    chosen.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    runs = json.loads(chosen.out.read_text(encoding="utf-8"))["runs"] if chosen.out.exists() else []
+    done = {(run["method"], run["rate"]) for run in runs}
+    todo = [(name, make, lr) for name, (make, rates) in RATES.items() for lr in rates if (name, lr) not in done]
+    for name, make, lr in todo:
+        teach(model, rows, make(model, lr), effort)
+        path = walk(model, start, before, exam.mark)
+        gains, reached = path.mean_gains(LEVELS)
+        uptake, end = gains.mean().item(), path.marks[-1]
+        print(f"{name} {lr:g}: {'' if reached else 'at least '}{uptake:.3f} nats", flush=True)
+        run = {"method": name, "rate": lr, "uptake": round(uptake, 4), "reached": reached}
+        run["points"] = [(round(lost, 4), round(won, 4)) for lost, won in path.points]
+        runs.append(run | {"answered": end.answered, "known": end.known})
+        best = {
+            one: max((r for r in runs if r["method"] == one), key=lambda r: r["uptake"])["rate"]
+            for one in RATES
+            if any(r["method"] == one for r in runs)
+        }
+        result = {"levels": LEVELS, "effort": asdict(effort), "best": best, "runs": runs, "stamp": stamp()}
+        chosen.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

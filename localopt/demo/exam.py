@@ -105,11 +105,11 @@ def _share_first(losses: Sequence[Tensor]) -> float:
 
 
 def _first_sentence(text: str) -> str:
-    """The text as one line up to its first full stop.
+    """The text as one line of what can be printed, up to its first full stop.
 
     >>> _first_sentence(" a baker. She")
     'a baker.'
     """
-    line = " ".join(text.split())
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     end = line.find(". ") + 1
     return line[:end] if end else line

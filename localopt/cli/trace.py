@@ -50,8 +50,6 @@ def trace(
         raise InputError(f"--by must be norms or gains, not {by!r}.")
     here = processes()
     several = here.num_processes > 1
-    if by == "gains" and several:
-        raise InputError(f"--by gains needs one process, and this is one of {here.num_processes}: leave torchrun out.")
     probes = evenly(read_probes(probe), limit)
     network, tokenizer = loaded(model)
     refuse_longer(seq_len, network)

@@ -15,22 +15,28 @@ Norms do not see whether the two gradients point the same way; this does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from localopt.errors import InputError
 from localopt.tracing.examples import Batch
+from localopt.tracing.ghost import Batched
 from localopt.tracing.measure import (
     Keep,
     Loss,
     add_up,
     example_name,
     example_squares,
+    layer_sums,
     own_loss,
+    place,
+    shared_errors,
 )
 
 
@@ -62,46 +68,117 @@ def first_step(
     reference: Iterable[Batch],
     layer_of: Mapping[str, str],
     *,
+    batched: Batched,
     loss: Loss | None = None,
+    distributed: bool = False,
 ) -> FirstStep:
-    """Measure what a trace by gains is made of, one backward pass an example.
+    """Measure what a trace by gains is made of.
 
-    It keeps one float32 gradient of everything in ``layer_of``.
+    It keeps one float32 gradient of everything in ``layer_of``, and that of one batch while it is added.
 
     Args:
         model: as :func:`localopt.tracing.lending.borrowed` lends it.
-        probe, reference: batches of one row.
+        probe: batches of one row.
+        reference: likewise.
         layer_of: parameter name -> layer name, for the parameters to measure; every one requires a gradient.
+        batched: measures whole batches where it can; what it refuses is measured one by one.
         loss: see :func:`localopt.tracing.trace.trace_layers`.
+        distributed: measure every n-th example only, n the number of processes, and put together what all of them
+            measured: two all-reduces of one gradient, and one gathering of E * L numbers.
 
     Raises:
-        InputError: an example has no loss, no labeled token, or a loss or gradient that is not finite.
+        InputError: a set is empty, or an example has no loss, no labeled token, or a loss or gradient that is not
+            finite.
     """
-    layers = list(dict.fromkeys(layer_of.values()))
-    place = {layer: i for i, layer in enumerate(layers)}
-    direction: dict[str, Tensor] = {}
-    gains = torch.zeros(len(layers), dtype=torch.float64)
-    moves: list[Tensor] = []
-
-    def measure(example: Batch, number: int, of: str, keep: Keep) -> None:
-        name = example_name(number, of)
-        example_squares(model, example, layer_of, loss or own_loss, name, keep)
-
-    def project(name: str, gradient: Tensor) -> None:
-        if name in direction:
-            moves[-1][place[layer_of[name]]] += (gradient.to_dense() * direction[name]).sum().item()
-
-    count = 0
-    for example in probe:
-        measure(example, count, "probe", partial(add_up, direction))
-        count += 1
-    for name, summed in direction.items():
-        gains[place[layer_of[name]]] += summed.abs().sum().item() / max(count, 1)
+    layers = tuple(dict.fromkeys(layer_of.values()))
+    alone = partial(example_squares, model, layer_of=layer_of, loss=loss or own_loss)
+    direction, count = _summed_gradients(probe, alone, batched, distributed)
+    if distributed:
+        count = _reduced(model, layer_of, direction, count)
+    if count == 0:
+        raise InputError("the probe holds no example")
+    totals = {name: summed.abs().sum() / count for name, summed in direction.items()}
+    gains = layer_sums(totals, layer_of)[0]
+    for summed in direction.values():
         summed.sign_()
-    for example in reference:
-        moves.append(torch.zeros(len(layers), dtype=torch.float64))
-        measure(example, len(moves) - 1, "reference", project)
-    for of, examples in (("probe", count), ("reference", len(moves))):
-        if examples == 0:
-            raise InputError(f"the {of} holds no example")
-    return FirstStep(tuple(layers), gains, torch.stack(moves), count)
+    moves = _moves(reference, direction, layer_of, alone, batched, distributed)
+    if not len(moves):
+        raise InputError("the reference holds no example")
+    return FirstStep(layers, gains, moves, count)
+
+
+def _summed_gradients(
+    examples: Iterable[Batch], squares: Callable[..., dict[str, Tensor]], batched: Batched, distributed: bool
+) -> tuple[dict[str, Tensor], int]:
+    """Sum of the gradients of this process's examples, by parameter, and their number."""
+    sums: dict[str, Tensor] = {}
+    count = 0
+    rank, processes = place(distributed)
+    with shared_errors(distributed):
+        for group in batched.groups(islice(examples, rank, None, processes)):
+
+            def alone(
+                row: int, keep: Keep | None = None, group: Sequence[Batch] = group, first: int = count
+            ) -> dict[str, Tensor]:
+                name = example_name((first + row) * processes + rank, "probe")
+                return squares(group[row], where=name, keep=keep)
+
+            together = batched.gradients(group, alone)
+            if together is None:
+                for row in range(len(group)):
+                    alone(row, partial(add_up, sums))
+            else:
+                for name in list(together):
+                    add_up(sums, name, together.pop(name))
+            count += len(group)
+    return sums, count
+
+
+def _moves(
+    examples: Iterable[Batch],
+    direction: Mapping[str, Tensor],
+    layer_of: Mapping[str, str],
+    squares: Callable[..., dict[str, Tensor]],
+    batched: Batched,
+    distributed: bool,
+) -> Tensor:
+    """How far the step moves the loss of every example by its part in each layer, (E, L) float64."""
+    found: list[Tensor] = []
+    rank, processes = place(distributed)
+    with shared_errors(distributed):
+        for group in batched.groups(islice(examples, rank, None, processes)):
+
+            def alone(
+                row: int, group: Sequence[Batch] = group, first: int = len(found)
+            ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+                products: dict[str, Tensor] = {}
+                name = example_name((first + row) * processes + rank, "reference")
+                return squares(group[row], where=name, keep=partial(_project, direction, products)), products
+
+            together = batched.products(group, direction, alone)
+            parts = [together] if together is not None else (alone(row)[1] for row in range(len(group)))
+            for products in parts:
+                found += layer_sums(products, layer_of, len(group) if together is not None else 1)
+    if not distributed:
+        return torch.stack(found) if found else torch.zeros(0)
+    everyones: list[list[Tensor]] = [[] for _ in range(processes)]
+    dist.all_gather_object(everyones, found)
+    total = sum(map(len, everyones))
+    return torch.stack([everyones[i % processes][i // processes] for i in range(total)]) if total else torch.zeros(0)
+
+
+def _project(direction: Mapping[str, Tensor], products: dict[str, Tensor], name: str, gradient: Tensor) -> None:
+    if name in direction:
+        products[name] = (gradient.to_dense() * direction[name]).sum()
+
+
+def _reduced(model: nn.Module, layer_of: Mapping[str, str], sums: dict[str, Tensor], count: int) -> int:
+    """Add up the sums and the numbers of examples of all processes; a process may have seen no example."""
+    everyones: list[int] = [0] * dist.get_world_size()
+    dist.all_gather_object(everyones, count)
+    for name in layer_of:
+        if name not in sums:
+            parameter = model.get_parameter(name)
+            sums[name] = torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))
+        dist.all_reduce(sums[name])
+    return sum(everyones)

@@ -63,7 +63,7 @@ def average_norms(
     keep = partial(add_up, sums) if average == "gradients" else None
     total = torch.zeros(len(layers), dtype=torch.float64)
     count = 0
-    rank, processes = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+    rank, processes = place(distributed)
     with shared_errors(distributed):
         for group in batched.groups(islice(examples, rank, None, processes)):
 
@@ -84,6 +84,11 @@ def average_norms(
     if average == "gradients":
         total = _layer_norms({name: squared_norm(value / count) for name, value in sums.items()}, layer_of)[0] * count
     return (total / count).float(), count
+
+
+def place(distributed: bool) -> tuple[int, int]:
+    """This process's number, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
 
 
 def example_name(number: int, of: str) -> str:
@@ -181,17 +186,23 @@ def _on_gradient(parameter: nn.Parameter, hook: Callable[[Tensor], None]) -> Rem
 
 
 def _layer_norms(squares: Mapping[str, Tensor], layer_of: Mapping[str, str]) -> Tensor:
-    """Squared norms of parameters, for one example or for B (absent ones are 0) -> norms of layers, (B, L) float64.
+    """Squared norms of parameters, as for :func:`layer_sums` -> norms of layers, (B, L) float64."""
+    examples = next((square.numel() for square in squares.values()), 1)
+    return layer_sums(squares, layer_of, examples).sqrt()
+
+
+def layer_sums(values: Mapping[str, Tensor], layer_of: Mapping[str, str], examples: int = 1) -> Tensor:
+    """Numbers of parameters, for each of B ``examples`` (absent ones are 0) -> their sums by layer, (B, L) float64.
 
     There is one transfer from each device.
     """
     position = {layer: index for index, layer in enumerate(dict.fromkeys(layer_of.values()))}
-    total = torch.zeros(next((s.numel() for s in squares.values()), 1), len(position), dtype=torch.float64)
-    for device in {square.device for square in squares.values()}:
-        here = {name: square for name, square in squares.items() if square.device == device}
+    total = torch.zeros(examples, len(position), dtype=torch.float64)
+    for device in {value.device for value in values.values()}:
+        here = {name: value for name, value in values.items() if value.device == device}
         index = torch.tensor([position[layer_of[name]] for name in here])
         total.index_add_(1, index, torch.stack(list(here.values()), dim=-1).cpu().double().reshape(len(total), -1))
-    return total.sqrt()
+    return total
 
 
 def add_up(sums: dict[str, Tensor], name: str, gradient: Tensor) -> None:

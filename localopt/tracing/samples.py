@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from localopt.errors import InputError
 from localopt.tracing.lending import borrowed, refuse_wrapped
-from localopt.tracing.measure import shared_errors
+from localopt.tracing.measure import place, shared_errors
 from localopt.tracing.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def readable(examples: Iterable[Mapping[str, Tensor]], tokenizer: PreTrainedToke
 def written(model: nn.Module, samples: Samples, bar: Progress, *, distributed: bool = False) -> list[dict[str, Tensor]]:
     """What :func:`sample` returns, for the model as :func:`localopt.tracing.lending.borrowed` lends it."""
     start = first_token(model, samples)
-    rank, processes = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+    rank, processes = place(distributed)
     uniform = torch.rand(
         samples.count, samples.length, dtype=torch.float64, generator=torch.Generator().manual_seed(samples.seed)
     )

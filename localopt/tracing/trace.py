@@ -61,13 +61,13 @@ def trace_layers(
     which layers the corpus needs more than what it would write itself.
 
     A causal language model of transformers (and LoRA on one) is measured a batch at a time: one forward and one
-    backward pass give the norm of every example's gradient without computing a gradient of any parameter (see
-    :mod:`localopt.tracing.ghost`). That needs the memory of the weights and of one batch's activations. Its norms are
-    those of the loop over single examples within 1e-3, which is checked on one example of the first batch of each kind
-    (of one example, of several, with padding).
+    backward pass give the norm of every example's gradient, or how far a step moves its loss, without computing a
+    gradient of any parameter (see :mod:`localopt.tracing.ghost`). That needs the memory of the weights and of one
+    batch's activations. The numbers are those of the loop over single examples within 1e-3, which is checked on one
+    example of the first batch of each kind (of one example, of several, with padding).
 
     Everything else is measured in that loop: other models and losses, parameters used in a way that has no rule (fused
-    experts, convolutions), examples with more than ``input_ids``, ``labels`` and ``attention_mask``, gains, and
+    experts, convolutions), examples with more than ``input_ids``, ``labels`` and ``attention_mask``, and
     ``average="gradients"``. Every gradient is dropped as soon as it is measured, so the loop needs the memory of the
     weights and of one example's activations. The trace's ``metadata["method"]`` says which of the two it was, and why;
     so does the log, and the bar.
@@ -85,8 +85,9 @@ def trace_layers(
         reference: what to compare with: ordinary text with the loss on every token, as in the paper, or knowledge that
             must not be lost, in the same form. None for text that the model writes itself, before anything is measured;
             :class:`~localopt.Samples` says how much and how.
-        score: ``"norms"`` or ``"gains"``. The latter keeps one float32 gradient of the whole model; the trace then
-            holds gains and damages in place of norms, and cannot serve :class:`~localopt.RelativeTo`.
+        score: ``"norms"`` or ``"gains"``. The latter keeps one float32 gradient of the whole model, and that of one
+            batch while it is added; the trace then holds gains and damages in place of norms, and cannot serve
+            :class:`~localopt.RelativeTo`.
         layers: what a layer is; see :func:`localopt.layers.partition`.
         average: of norms: ``"norms"`` for the mean of the examples' norms, ``"gradients"`` for the norm of their mean
             gradient, which needs memory for one float32 gradient of the whole model.
@@ -94,7 +95,8 @@ def trace_layers(
         batch_size: examples measured together; None for as many as fit in 1024 positions, padding included. So many
             are read ahead and held, at most. 1 forces the loop.
         distributed: share the examples among the processes of the default process group. Every process calls this
-            with the same model and examples, and gets the same trace; two all-reduces of L + 1 numbers.
+            with the same model and examples, and gets the same trace; two all-reduces of L + 1 numbers, or by gains
+            one of the whole gradient.
         progress: show a bar with the remaining time on standard error.
 
     Returns:
@@ -103,7 +105,7 @@ def trace_layers(
     Raises:
         InputError: a set is empty, or an example has no loss, no labeled token, or a loss or gradient that is not
             finite; the message names the example. No reference, and the model cannot write one.
-        ValueError: ``distributed`` without a process group, or with ``average="gradients"`` or gains; ``average`` with
+        ValueError: ``distributed`` without a process group, or with ``average="gradients"``; ``average`` with
             gains; ``batch_size`` is not positive; the model is wrapped, has nothing to train, or uses reentrant
             checkpointing on a shared weight.
 
@@ -130,10 +132,18 @@ def trace_layers(
         examples = {
             of: one_by_one(bar.track(items, total=total, description=of), of) for of, (items, total) in sets.items()
         }
-        batched = Batched(model, trained, batch_size, _refusal(score, average, loss))
+        batched = Batched(model, trained, batch_size, _refusal(average, loss))
         values, counts = {}, {}
         if score == "gains":
-            step = first_step(model, examples["probe"], examples["reference"], trained, loss=loss)
+            step = first_step(
+                model,
+                examples["probe"],
+                examples["reference"],
+                trained,
+                batched=batched,
+                loss=loss,
+                distributed=distributed,
+            )
             values = {"probe": step.gains.float(), "reference": step.damages.float()}
             counts = {"probe": step.examples, "reference": len(step.moves)}
         else:
@@ -168,18 +178,12 @@ def _check(score: Score, average: Average, batch_size: int | None, distributed: 
         raise ValueError(f"average={average!r} is a way to average norms, and score is 'gains': leave it out")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, or None for a size that suits the examples, not {batch_size}")
-    if distributed and (score == "gains" or average == "gradients" or not torch.distributed.is_initialized()):
-        why = (
-            "has no process group to share them in"
-            if score == "norms" and average == "norms"
-            else "averages the gradients themselves"
-        )
+    if distributed and (average == "gradients" or not torch.distributed.is_initialized()):
+        why = "averages the gradients themselves" if average == "gradients" else "has no process group to share them in"
         raise ValueError(f"distributed=True shares out examples, but this run {why}: leave it out")
 
 
-def _refusal(score: Score, average: Average, loss: Loss | None) -> str | None:
-    if score == "gains":
-        return "gains need the gradients themselves"
+def _refusal(average: Average, loss: Loss | None) -> str | None:
     if average == "gradients":
         return "average='gradients' needs the gradients themselves"
     return None if loss is None else "a loss of one's own may join the rows of a batch"

@@ -18,9 +18,10 @@ from tests.distributed.launch import succeed, torchrun
 CASES = {
     2: "ddp ddp_broadcast ddp_nan ddp_toggled fsdp2 fsdp2_foreach fsdp2_rescaled fsdp2_track fsdp2_on_kernels "
     "ddp_selective fsdp2_selective fsdp2_plain fsdp2_cautious_on_kernels "
-    "fsdp2_sgd fsdp2_ignored swapped tensor_parallel sequence_parallel fsdp1 rebuilt trace trace_bad_example save",
+    "fsdp2_sgd fsdp2_ignored swapped tensor_parallel sequence_parallel fsdp1 rebuilt trace trace_by_gains "
+    "trace_bad_example save",
     4: "ddp fsdp2 fsdp2_empty hsdp two_dimensions resume",
-    3: "trace",
+    3: "trace trace_by_gains",
 }
 pytestmark = pytest.mark.timeout(600)  # on a slow machine the first test waits long for the processes
 Results = dict[tuple[str, int], dict[str, Any]]
@@ -165,6 +166,18 @@ def test_processes_share_the_examples_of_a_trace(processes: int, results: Result
     for name in ("probe_norms", "reference_norms"):
         torch.testing.assert_close(getattr(found["found"], name), getattr(found["alone"], name), rtol=1e-5, atol=0)
     assert found["found"].metadata["probe_examples"] == 7
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_a_trace_by_gains_and_the_text_it_is_against(processes: int, results: Results) -> None:
+    found = results["trace_by_gains", processes]
+    assert found["same"]
+    assert len(found["written"]) == 5
+    assert all(map(torch.equal, found["written"], found["by_one"]))
+    for name in ("probe_norms", "reference_norms"):
+        torch.testing.assert_close(getattr(found["found"], name), getattr(found["alone"], name), rtol=1e-5, atol=0)
+    assert found["found"].metadata["probe_examples"] == 2
+    assert found["found"].metadata["reference_examples"] == 5
 
 
 def test_a_bad_example_is_named_by_every_process(results: Results) -> None:

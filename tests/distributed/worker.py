@@ -28,9 +28,10 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW
 
-from localopt import AnchorDecay, LocalizedOptimizer, trace_layers
+from localopt import AnchorDecay, LocalizedOptimizer, Samples, trace_layers
 from localopt.errors import InputError
 from localopt.policies import AboveMean, Proportional, Smoothed, TopK
+from localopt.tracing.samples import sample
 from tests.tiny_models import VOCABULARY, examples, llama
 
 STEPS = 5
@@ -422,6 +423,18 @@ def trace(out: Path) -> dict[str, Any]:
     alone = trace_layers(network, examples(7, span=2), examples(2))
     same = same_on_all_ranks({"norms": found.probe_norms})
     return {"found": found, "alone": alone, "same": same}
+
+
+def trace_by_gains(out: Path) -> dict[str, Any]:
+    """Gains against the model's own text; on three processes, one gets nothing of the probe."""
+    network = model().double()
+    news, own = examples(2, span=2), Samples(count=5, length=6)
+    found = trace_layers(network, news, own, score="gains", distributed=True)
+    alone = trace_layers(network, news, own, score="gains")
+    written = [example["input_ids"] for example in sample(network, own, distributed=True)]
+    same = same_on_all_ranks({"gains": found.probe_norms, "damages": found.reference_norms, "text": torch.cat(written)})
+    by_one = [example["input_ids"] for example in sample(network, own)]
+    return {"found": found, "alone": alone, "same": same, "written": written, "by_one": by_one}
 
 
 def trace_bad_example(out: Path) -> dict[str, Any]:

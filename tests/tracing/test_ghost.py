@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -110,6 +111,42 @@ def test_every_parameter_has_the_norm_of_the_loop(build: Callable[[], nn.Module]
         assert together.metadata["method"] == "batched"
         assert together.layers == apart.layers
         assert_same_norms(together, apart)
+
+
+@pytest.mark.parametrize("build", BATCHED.values(), ids=BATCHED)
+def test_every_parameter_has_the_gain_and_the_damage_of_the_loop(build: Callable[[], nn.Module]) -> None:
+    # In double precision: the step is the sign of a gradient, and where that is zero but for rounding it is anything.
+    model, probe, reference = build().double(), ragged(), tiny_models.examples(3, length=10)
+    if type(model).__name__.startswith("Gemma2"):  # whose masks of padding are not made for double precision
+        probe = tiny_models.examples(7)
+    apart = trace_layers(model, probe, reference, score="gains", layers="parameter", batch_size=1)
+    for size in (None, 3):
+        together = trace_layers(model, probe, reference, score="gains", layers="parameter", batch_size=size)
+        assert together.metadata["method"] == "batched"
+        assert (together.metadata["probe_examples"], together.metadata["reference_examples"]) == (7, 3)
+        assert_same_norms(together, apart, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_gains_are_as_close_as_the_dtype_is_precise(dtype: torch.dtype) -> None:
+    model, data = tiny_models.gpt2().to(dtype), ragged()
+    together, apart = (trace_layers(model, data, data, score="gains", batch_size=size) for size in (None, 1))
+    assert together.metadata["method"] == "batched"
+    for found, expected in zip(norms(together), norms(apart), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0.1 if dtype == torch.bfloat16 else 0.01, atol=0)
+
+
+@pytest.mark.parametrize("trained", [".mlp.", "layers.1.", "norm", "bias", "embed", "k_proj"])
+def test_what_is_frozen_changes_no_other_gain(trained: str) -> None:
+    model, data = causal("Llama", attention_bias=True, mlp_bias=True).double(), ragged()
+    whole = trace_layers(model, data, data, score="gains", layers="parameter", batch_size=1)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained in name)
+    part = trace_layers(model, data, data, score="gains", layers="parameter")
+    assert part.metadata["method"] == "batched"
+    where = [whole.layers.index(name) for name in part.layers]
+    for found, expected in zip(norms(part), norms(whole), strict=True):
+        torch.testing.assert_close(found, expected[where], rtol=1e-5, atol=1e-9 * expected.max().item())
 
 
 @pytest.mark.parametrize(("build", "reason"), ONE_BY_ONE.values(), ids=ONE_BY_ONE)
@@ -278,6 +315,56 @@ def test_a_model_that_is_out_of_the_ordinary_is_measured_one_by_one(build: Calla
 
 
 @pytest.mark.parametrize("kind", [Coupled, Penalized])
+def test_what_no_rule_foresees_is_noticed_for_gains_too(kind: type[Any]) -> None:
+    model, data = built(kind), ragged(6)
+    trace = trace_layers(model, data, data, score="gains", layers="parameter")
+    assert "in a batch and" in trace.metadata["method"]
+    expected = trace_layers(model, data, data, score="gains", layers="parameter", batch_size=1)
+    assert all(map(torch.equal, norms(trace), norms(expected)))
+
+
+def test_a_wrong_product_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = rules.along
+    monkeypatch.setattr(rules, "along", lambda a, b, u: right(a, b, u) * 1.01)
+    model, data = causal("Llama").double(), ragged(6)
+    trace = trace_layers(model, data, data, score="gains")
+    assert "moves by" in trace.metadata["method"]
+    expected = trace_layers(model, data, data, score="gains", batch_size=1)
+    torch.testing.assert_close(norms(trace), norms(expected), rtol=1e-6, atol=0)
+
+
+def test_gains_of_examples_that_cannot_be_put_together_are_measured_one_by_one_from_there_on() -> None:
+    model, data = causal("Llama").double(), ragged(9)
+    data[5]["position_ids"] = torch.arange(len(data[5]["input_ids"])) + 3
+    for probe, reference in ((data, data[:5]), (data[:5], data)):
+        together = trace_layers(model, iter(probe), iter(reference), score="gains", batch_size=2)
+        assert "position_ids" in together.metadata["method"]
+        apart = trace_layers(model, probe, reference, score="gains", batch_size=1)
+        torch.testing.assert_close(norms(together), norms(apart), rtol=1e-5, atol=0)
+        assert together.metadata["probe_examples"] == len(probe)
+
+
+def test_no_gradient_is_left_after_gains_in_batches() -> None:
+    model, data = causal("Llama"), ragged(4)
+    kept = torch.ones_like(model.lm_head.weight)
+    model.lm_head.weight.grad = kept
+    trace_layers(model, data, data, score="gains")
+    assert model.lm_head.weight.grad is kept
+    assert [name for name, p in model.named_parameters() if p.grad is not None] == ["lm_head.weight"]
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("of", ["probe", "reference"])
+def test_a_gain_that_is_not_finite_is_named_with_its_example(of: str) -> None:
+    model: Any = causal("Llama")
+    with torch.no_grad():
+        model.model.embed_tokens.weight[60] = math.inf
+    good, bad = ragged(3), [*ragged(2), {"input_ids": torch.tensor([1, 60]), "labels": torch.tensor([1, 2])}]
+    with pytest.raises(InputError, match=rf"example 2 \(from 0\) of the {of}: "):
+        trace_layers(model, bad if of == "probe" else good, bad if of == "reference" else good, score="gains")
+
+
+@pytest.mark.parametrize("kind", [Coupled, Penalized])
 def test_what_no_rule_foresees_is_noticed_on_the_first_batch(kind: type[Any]) -> None:
     model, data = built(kind), ragged(6)
     trace = trace_layers(model, data, data, layers="parameter")
@@ -433,6 +520,19 @@ def test_a_linear_map_is_measured_by_either_way(
         inputs.readers = 1
         torch.testing.assert_close(rules.matrix(inputs, b).double(), expected, rtol=1e-5, atol=0)
         inputs.release()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("into", "out"), [(30, 20), (6, 80), (1, 1)])
+def test_inner_products_are_those_with_the_gradients(
+    into: int, out: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = torch.randn(5, 7, into, dtype=dtype), torch.randn(5, 7, out, dtype=dtype)
+    direction = torch.randn(out, into, dtype=rules.wide(dtype)).sign()
+    expected = torch.einsum("bto,bti,oi->b", b.double(), a.double(), direction.double())
+    for chunk in (rules.CHUNK, 1):
+        monkeypatch.setattr(rules, "CHUNK", chunk)
+        torch.testing.assert_close(rules.along(a, b, direction).double(), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_positions_that_look_up_the_same_row_are_added_first() -> None:

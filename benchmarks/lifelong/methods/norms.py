@@ -25,6 +25,7 @@ from localopt.layers import partition
 from localopt.pretraining.probes import Example, Probe, encode, read_probes
 from localopt.tracing.examples import one_by_one
 from localopt.tracing.gains import first_step
+from localopt.tracing.ghost import Batched
 from localopt.tracing.layer_trace import LayerTrace
 from localopt.tracing.lending import borrowed, trained_layers
 from localopt.tracing.measure import add_up, example_name, example_squares, own_loss
@@ -115,7 +116,8 @@ class Norms:
             self.at_start()
             with borrowed(self.model):
                 sets = (one_by_one(self.examples(name), name) for name in (half, reference))
-                step = first_step(self.model, *sets, trained_layers(self.model, "sublayer"))
+                layer_of = trained_layers(self.model, "sublayer")
+                step = first_step(self.model, *sets, layer_of, batched=Batched(self.model, layer_of))
             cost = step.moves.T @ step.moves / len(step.moves)
             cost = (cost + cost.diag().diag()) / 2
             self._keep(key, dict(zip(step.layers, best_rates(step.gains, cost).tolist(), strict=True)))

@@ -6,6 +6,8 @@ batch, and they are all that the norm needs:
 
     ||G||^2 = sum over t, t' of (a_t . a_t')(b_t . b_t')
 
+The inner product with a direction U, which gains need, is  <G, U> = sum over t of b_t . U a_t.
+
 (Goodfellow 2015, arXiv 1510.01799, for one position; Li et al. 2022, arXiv 2110.05679, section 4, for sequences.)
 
     rules.py      the sums, from activations and gradients of outputs

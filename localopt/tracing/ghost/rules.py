@@ -1,4 +1,4 @@
-"""Activations and gradients of outputs -> squared norms of each example's gradient.
+"""Activations and gradients of outputs -> squared norms of each example's gradient, or how far it goes one way.
 
 B examples of N positions each; every result has shape (B,), float64 where the device has it. Sums are accumulated in
 float32 or wider whatever the dtype of the model.
@@ -100,6 +100,37 @@ def lookup(ids: Tensor, outputs: Tensor) -> Tensor:
     sums = values.new_zeros(len(found), values.shape[1]).index_add_(0, where.flatten(), values)
     each = squares(sums)
     return each.new_zeros(batch).index_add_(0, found // span, each)
+
+
+def along(inputs: Tensor, outputs: Tensor, direction: Tensor) -> Tensor:
+    """<sum over t of b_t a_t^T, U> = sum over t of b_t . U a_t for every example, (B,): no gradient is made.
+
+    Args:
+        inputs: a, (B, N, d_in).
+        outputs: b, (B, N, d_out).
+        direction: U, (d_out, d_in).
+
+    Examples:
+        >>> along(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[3.0]]]), torch.tensor([[1.0, -1.0]])).tolist()
+        [-3.0]
+    """
+    if inputs.shape[-1] > outputs.shape[-1]:  # the shorter side is what comes out of the product
+        through, other, wanted = inputs, outputs, direction.t()
+    else:
+        through, other, wanted = outputs, inputs, direction
+    parts = chunks(len(inputs), inputs[0].numel() + outputs[0].numel())
+    return torch.cat([inner(torch.matmul(_widened(through[i]), wanted), _widened(other[i])) for i in parts])
+
+
+def lookup_along(ids: Tensor, outputs: Tensor, direction: Tensor) -> Tensor:
+    """Inner product of an embedding's gradient with U: ``ids`` (B, N), ``outputs`` (B, N, d), U (V, d) -> (B,)."""
+    return inner(_widened(outputs), direction[ids])
+
+
+def inner(gradients: Tensor, others: Tensor) -> Tensor:
+    """Sum over all but the first dimension of the product, (B,)."""
+    product = gradients * others
+    return product.flatten(1).sum(1, dtype=_exact(product))
 
 
 def contraction(left: Tensor, right: Tensor) -> Tensor:

@@ -30,9 +30,10 @@ class Uses(TorchFunctionMode):
     Args:
         parameters: by name; none of them (nor any other of the model) requires a gradient, so that none is computed.
         shape: (B, T) of the token ids the model is called with.
+        collected: takes what is measured.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], shape: torch.Size) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], shape: torch.Size, collected: Collected) -> None:
         super().__init__()
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._batch, self._tokens = shape
@@ -40,7 +41,7 @@ class Uses(TorchFunctionMode):
         self._inputs: dict[tuple[int, int], Rows] = {}
         self._looked_up: set[str] = set()
         self._multiplied: set[str] = set()
-        self.collected = Collected(self._batch)
+        self.collected = collected
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
@@ -71,10 +72,12 @@ class Uses(TorchFunctionMode):
         return self._affine(F.linear(input, weight, bias), input, weight, bias)
 
     def _addmm(self, bias: Tensor, input: Tensor, weight: Tensor) -> Tensor:
-        # Hugging Face's Conv1D. Its weight is the transpose of a linear map's, which has the same norm.
-        return self._affine(torch.addmm(bias, input, weight), input, weight, bias)
+        # Hugging Face's Conv1D. Its weight is the transpose of a linear map's.
+        return self._affine(torch.addmm(bias, input, weight), input, weight, bias, transposed=True)
 
-    def _affine(self, output: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _affine(
+        self, output: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool = False
+    ) -> Tensor:
         name, bias_name = self._name(weight), self._name(bias)
         if self._name(input) or weight.dim() != 2 or (bias is not None and bias.dim() != 1):
             raise _Unruled("in a form for which there is no rule")
@@ -82,7 +85,7 @@ class Uses(TorchFunctionMode):
 
         def measure(gradient: Tensor) -> None:
             if name and inputs:
-                self.collected.matrix(name, inputs, gradient)
+                self.collected.matrix(name, inputs, gradient, transposed)
             if bias_name:
                 self.collected.add(bias_name, gradient, gradient.shape[-1:])
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from benchmarks.lifelong.data.passages import lessons
 from benchmarks.lifelong.exam.divergence import Divergence
 from benchmarks.lifelong.exam.exam import Exam
-from benchmarks.lifelong.methods.methods import layer_names
+from benchmarks.lifelong.methods.methods import METHODS, layer_names
 from benchmarks.lifelong.methods.norms import Norms, kept_facts
 from benchmarks.lifelong.methods.rules import Case
 from benchmarks.lifelong.start import Weights, place
@@ -68,8 +68,10 @@ class Bench:
         )
         end = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
         record["points"] = {}
+        along = METHODS[cell.method].path
+        shares = along(case, self.start, end) if along else None
         for share in SHARES:
-            place(self.model, self.start, end, share)
+            place(self.model, self.start, end, shares(share) if shares else share)
             record["points"][str(share)] = self.point(cell.half)
         record["end"] = self.at_the_end(cell.half)
         record["relearned"] = self.relearned()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.lifelong.training import Settings, fit, grouped, texts
+from localopt.layers import partition
 from localopt.pretraining.probes import encode_text, read_corpus
 from localopt.pretraining.textfiles import json_lines
 
@@ -65,7 +67,11 @@ def plain_text(tokenizer: PreTrainedTokenizerBase, prepared: Path, length: int) 
 
 
 @torch.no_grad()
-def place(model: nn.Module, start: Weights, end: Weights | None = None, share: float = 0.0) -> None:
-    """Set the model to start + share * (end - start)."""
+def place(
+    model: nn.Module, start: Weights, end: Weights | None = None, share: float | Mapping[str, float] = 0.0
+) -> None:
+    """Set the model to start + share * (end - start), with one share or one a layer."""
+    layer_of = partition((name for name, _ in model.named_parameters()), "sublayer")
     for name, parameter in model.named_parameters():
-        parameter.copy_(start[name] if end is None else torch.lerp(start[name], end[name], share))
+        part = share[layer_of[name]] if isinstance(share, Mapping) else share
+        parameter.copy_(start[name] if end is None else torch.lerp(start[name], end[name], part))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.optim import Optimizer
 
+from benchmarks.lifelong.methods.methods import partition_of
 from benchmarks.lifelong.methods.rules import Online, Scales
 from localopt import LocalizedOptimizer
 from localopt.layers import partition
@@ -22,7 +23,7 @@ class Watch:
         layer_of = partition((name for name, _ in model.named_parameters()), "sublayer")
         everything = sum(parameter.numel() for parameter in model.parameters())
         held = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
-        self.scales = dict.fromkeys(layer_of.values(), 0.0) if isinstance(plan, Online) else dict(plan)
+        self.scales = dict.fromkeys(layer_of.values(), 0.0) if isinstance(plan, Online) else _by_sublayer(model, plan)
         self.share = 0.0 if isinstance(plan, Online) else held / everything
 
     def __call__(self) -> None:
@@ -33,3 +34,16 @@ class Watch:
         self.share += (report.share_updated - self.share) / self.steps
         for layer, scale in zip(report.names, report.scales, strict=True):
             self.scales[layer] += (scale - self.scales[layer]) / self.steps
+
+
+def _by_sublayer(model: nn.Module, plan: Scales) -> Scales:
+    """The scales of attentions and MLPs; where matrices have their own, the mean over their parameters."""
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    sublayers = partition(sizes, "sublayer")
+    units = partition(sizes, partition_of(plan, sizes))
+    total = dict.fromkeys(sublayers.values(), 0.0)
+    trained = dict(total)
+    for name, size in sizes.items():
+        total[sublayers[name]] += size
+        trained[sublayers[name]] += size * plan[units[name]]
+    return {layer: trained[layer] / total[layer] for layer in total}

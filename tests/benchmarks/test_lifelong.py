@@ -22,6 +22,7 @@ from benchmarks.lifelong.report import __main__ as report
 from benchmarks.lifelong.report.records import Records, append
 from benchmarks.lifelong.report.statistics import Scores
 from benchmarks.lifelong.sweep import FEW, cells, finite
+from localopt import LocalizedOptimizer
 from localopt.errors import InputError
 from localopt.pretraining.models import load_model
 from tests.benchmarks.invented import save_learned_model, write_data
@@ -194,7 +195,10 @@ def test_every_method_trains_something(name: str, case: Case, model: Path) -> No
     network, _ = load_model(str(model))
     before = {name: parameter.clone() for name, parameter in network.named_parameters()}
     optimizer = make_optimizer(network, 1e-2, METHODS[name].plan(case))
-    network(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
+    loss = network(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss
+    loss.backward()
+    if isinstance(optimizer, LocalizedOptimizer):
+        optimizer.observe(loss.detach())
     optimizer.step()
     assert any(not torch.equal(parameter, before[name]) for name, parameter in network.named_parameters())
 

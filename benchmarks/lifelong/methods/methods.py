@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from benchmarks.lifelong.methods.corrections import Correction, anchored, anchored_by, gated, projected, recalled
+from benchmarks.lifelong.methods.interpolation import Interpolation, by_depth, by_gain_damage
+from benchmarks.lifelong.methods.peers import best_conditioned, least_missed, momentum_filtered
 from benchmarks.lifelong.methods.replay import Replay
 from benchmarks.lifelong.methods.rules import (
     Online,
@@ -49,7 +53,7 @@ class Entry:
     `plan`: the scales of the layers. `replay`: what is read along with the passages. `correct`: what is done to the
     weights around every step. `anchor`: decay toward the start, in the optimizer. `lora`: rank of adapters that are
     trained instead of the weights. `rate`: what the sweep's rate is multiplied by, for methods that need another order
-    of magnitude.
+    of magnitude. `path`: how much of its change each layer keeps between start and end; without it all keep one share.
     """
 
     about: str
@@ -59,6 +63,7 @@ class Entry:
     lora: int = 0
     rate: float = 1.0
     anchor: AnchorDecay | None = None
+    path: Interpolation | None = None
 
     @property
     def decays(self) -> bool:
@@ -195,12 +200,36 @@ METHODS: dict[str, Entry] = {
     ),
     "online-carry": Entry("online, frozen layers bank their gradients", online(AboveMean, "carry")),
     "online-selective": Entry("online, `AboveMean`, selective anchor decay", online(AboveMean), anchor=_SELECTIVE),
+    # Peers, and shares of the change by layer. What was expected: PREDICTIONS.md.
+    "mofo": Entry("MoFO: the 15% of entries with the largest momentum", everything, correct=momentum_filtered(0.15)),
+    "kappatune": Entry("KappaTune: the fifth of the matrices with the lowest condition number", best_conditioned(0.2)),
+    "adept": Entry(
+        "ADEPT's rule: the 4 blocks that text misses least, matrices by importance", least_missed(4, "text")
+    ),
+    "adamw-lines": Entry("AdamW, shares of the change by depth (LiNeS)", everything, path=by_depth),
+    "adamw-path": Entry("AdamW, shares of the change by its gain over damage", everything, path=by_gain_damage("text")),
+    "selective-lines": Entry(
+        "AdamW, selective anchor decay, shares by depth (LiNeS)", everything, anchor=_SELECTIVE, path=by_depth
+    ),
+    "selective-path": Entry(
+        "AdamW, selective anchor decay, shares by gain over damage",
+        everything,
+        anchor=_SELECTIVE,
+        path=by_gain_damage("text"),
+    ),
     "agreement": Entry("layers whose gradient agrees with their momentum", online(lambda: Agreement())),
 }
 
 
 def layer_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(dict.fromkeys(partition((name for name, _ in model.named_parameters()), "sublayer").values()))
+
+
+def partition_of(plan: Scales, names: Iterable[str]) -> Literal["sublayer", "matrix"]:
+    """What a plan speaks of: attentions and MLPs, or single matrices."""
+    names = list(names)
+    matrices = set(partition(names, "matrix").values()) - set(partition(names, "sublayer").values())
+    return "matrix" if matrices & plan.keys() else "sublayer"
 
 
 def make_optimizer(
@@ -221,11 +250,12 @@ def make_optimizer(
             frozen_state=plan.frozen_state,  # type: ignore[arg-type]
             anchor_decay=decay,
         )
-    layer_of = partition(named, "sublayer")
+    mode = partition_of(plan, named)
+    layer_of = partition(named, mode)
     for name, parameter in named.items():
         parameter.requires_grad_(plan[layer_of[name]] > 0)
     inner = AdamW(grouped([p for p in named.values() if p.requires_grad]), lr=rate, fused=True)
     trained = {layer: plan[layer] for layer in dict.fromkeys(layer_of.values()) if plan[layer] > 0}
     if anchor is None and set(trained.values()) <= {1.0}:
         return inner
-    return LocalizedOptimizer(inner, model, Fixed(trained), anchor_decay=decay)
+    return LocalizedOptimizer(inner, model, Fixed(trained), layers=mode, anchor_decay=decay)

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.lifelong.data.passages import SPLITS, answers_in_passages, lessons
 from benchmarks.lifelong.start import plain_text
 from localopt import trace_layers
-from localopt.layers import partition
+from localopt.layers import locate, partition
+from localopt.pretraining.evaluate import span_losses
 from localopt.pretraining.probes import Example, Probe, encode, read_probes
 from localopt.tracing.examples import one_by_one
 from localopt.tracing.gains import first_step
@@ -31,6 +33,7 @@ from localopt.tracing.lending import borrowed, trained_layers
 from localopt.tracing.measure import add_up, example_name, example_squares, own_loss
 
 EXAMPLES = 64
+FEW = 16  # for what takes a pass an example and block, or is measured anew in every run
 SIDES = ("gain", "damage")
 
 
@@ -102,7 +105,7 @@ class Norms:
         known = self.known[key]
         layers = tuple(name.removeprefix("gain ") for name in known if name.startswith("gain "))
         gains, damages = (torch.tensor([known[f"{side} {layer}"] for layer in layers]) for side in SIDES)
-        return LayerTrace(layers, gains, damages, {"average": "gains"})
+        return LayerTrace(layers, gains, damages, {"score": "gains"})
 
     def joint_rates(self, half: str, reference: str) -> dict[str, float]:
         """The rates of layers that win most on a half's news for what they cost a set to keep, as one step.
@@ -131,6 +134,78 @@ class Norms:
         for name, layer in partition(parameters, "sublayer").items():
             found.setdefault(layer, []).append(parameters[name].detach().flatten())
         return {layer: torch.cat(parts).square().mean().sqrt().item() for layer, parts in found.items()}
+
+    def condition_numbers(self) -> dict[str, float]:
+        """Largest over smallest singular value of every weight matrix of the blocks at the start."""
+        key = "condition numbers"
+        if key not in self.known:
+            self.at_start()
+            parameters = dict(self.model.named_parameters())
+            found = {}
+            for name, layer in partition(parameters, "matrix").items():
+                if parameters[name].dim() == 2 and locate(layer)[1] is not None:
+                    values = torch.linalg.svdvals(parameters[name].detach().float())
+                    found[layer] = float(values[0] / values[-1].clamp(min=1e-12))
+            self._keep(key, found)
+        return self.known[key]
+
+    def missed(self, name: str) -> dict[int, float]:
+        """How far the loss on a set rises at the start, nats a token, when a block is left out, by block."""
+        key = f"missed {name}"
+        if key not in self.known:
+            self.at_start()
+            examples = self.examples(name)[:FEW]
+            blocks = block_modules(self.model)
+            whole = self._loss(examples)
+            found = {}
+            for number, block in enumerate(blocks):
+                handle = block.register_forward_hook(_skipped, with_kwargs=True)
+                found[str(number)] = self._loss(examples) - whole
+                handle.remove()
+            self._keep(key, found)
+        return {int(block): rise for block, rise in self.known[key].items()}
+
+    def importance(self, name: str) -> dict[str, float]:
+        """Mean of |w * dL/dw| over the entries of every matrix of the model, L the mean loss on a set at the start."""
+        key = f"importance {name}"
+        if key not in self.known:
+            gradients = self.mean_gradient(name)
+            parameters = dict(self.model.named_parameters())
+            sums: dict[str, list[float]] = {}
+            for one, layer in partition(parameters, "matrix").items():
+                p = parameters[one]
+                if p.dim() < 2:
+                    continue
+                total = sums.setdefault(layer, [0.0, 0.0])
+                total[0] += float((p.detach() * gradients[p]).abs().sum())
+                total[1] += p.numel()
+            self._keep(key, {layer: total / count for layer, (total, count) in sums.items()})
+        return self.known[key]
+
+    def moves(self, name: str, change: Mapping[str, Tensor]) -> Tensor:
+        """How far a change of the start's weights moves the loss of each example, layer by layer: <g, change>, (E, L).
+
+        To first order; in the order of the layers' names.
+        """
+        self.at_start()
+        parameters = dict(self.model.named_parameters())
+        layer_of = partition(parameters, "sublayer")
+        layers = list(dict.fromkeys(layer_of.values()))
+        rows = []
+        with borrowed(self.model):
+            for example in one_by_one(self.examples(name)[:FEW], name):
+                loss = self.model(**example, use_cache=False).loss
+                gradients = torch.autograd.grad(loss, list(parameters.values()))
+                row = torch.zeros(len(layers), dtype=torch.float64)
+                for (one, _), gradient in zip(parameters.items(), gradients, strict=True):
+                    row[layers.index(layer_of[one])] += float((gradient * change[one]).sum())
+                rows.append(row)
+        return torch.stack(rows)
+
+    @torch.inference_mode()
+    def _loss(self, examples: Sequence[Example]) -> float:
+        losses = span_losses(self.model, examples, batch_size=FEW)
+        return float(losses.nll.sum() / losses.tokens.sum())
 
     def mean_gradient(self, name: str) -> dict[Tensor, Tensor]:
         """The mean gradient of the loss over a set at the start, by parameter."""
@@ -166,6 +241,17 @@ class Norms:
         if kind == "text":
             return plain_text(self.tokenizer, self.prepared, self.length)[-count:]
         return encode(kept_facts(self.prepared, kind, count), self.tokenizer)
+
+
+def block_modules(model: nn.Module) -> nn.ModuleList:
+    """The stack of blocks of a model: its longest list of modules."""
+    return max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
+
+
+def _skipped(module: nn.Module, given: tuple[Tensor, ...], named: dict[str, Any], output: Any) -> Any:
+    """In place of a block's output what it was given."""
+    hidden = given[0] if given else named["hidden_states"]
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
 def kept_facts(prepared: Path, kind: str, count: int) -> list[Probe]:

@@ -40,7 +40,7 @@ DRAWN: tuple[str, ...] = (
     "gain-damage-fp",
     "gain-damage-fp-anchor",
 )
-DRAWN += ("replay-text", "gain-damage-fp-replay")
+DRAWN += ("replay-text", "gain-damage-fp-replay", "selective", "gain-damage-fp-selective", "corpus-fp-selective")
 MAPPED = ("fp-text", "fp-kept", "gain-damage-fp", "gain-damage-alr", "alr-text", "online")
 
 STYLE = """

@@ -16,6 +16,7 @@ RANDOM_GAIN_DAMAGE = (
     "gain-damage-random3",
     "gain-damage-random4",
 )
+RANDOM_CORPUS = tuple(f"corpus-random{draw}-selective" for draw in range(5))
 
 
 class Best(tuple[str, ...]):
@@ -81,4 +82,35 @@ CONTRASTS: tuple[tuple[str, Sequence[str], Sequence[str]], ...] = (
     ("layers by gain over damage: with anchor decay, or without", ("gain-damage-fp-anchor",), ("gain-damage-fp",)),
     ("anchor decay, or AdamW", ("anchor",), ("adamw",)),
     ("with RecAdam: tracing, or all layers", ("fp-text-recadam",), ("recadam",)),
+    # Decay toward the start in the optimizer, and rules that look at every step.
+    ("selective anchor decay, or AdamW", ("selective",), ("adamw",)),
+    ("selective anchor decay, or plain", ("selective",), ("anchor",)),
+    ("cautious anchor decay, or plain", ("cautious",), ("anchor",)),
+    ("online gain over damage, or AdamW", ("gain-damage-online",), ("adamw",)),
+    ("gain over damage online, or traced beforehand", ("gain-damage-online",), ("gain-damage-fp",)),
+    ("with selective decay: online gain over damage, or AdamW", ("gain-damage-online-selective",), ("selective",)),
+    ("with selective decay: layers by gain over damage, or AdamW", ("gain-damage-fp-selective",), ("selective",)),
+    (
+        "layers by gain over damage: selective decay, or plain",
+        ("gain-damage-fp-selective",),
+        ("gain-damage-fp-anchor",),
+    ),
+    ("layers chosen from the corpus alone, or AdamW", ("corpus-fp",), ("adamw",)),
+    ("the same with selective decay, or AdamW", ("corpus-fp-selective",), ("adamw",)),
+    ("with selective decay: layers from the corpus, or AdamW", ("corpus-fp-selective",), ("selective",)),
+    ("with selective decay: from the corpus, or from answers", ("corpus-fp-selective",), ("gain-damage-fp-selective",)),
+    ("with selective decay: layers from the corpus, or random", ("corpus-fp-selective",), RANDOM_CORPUS),
+    ("with selective decay: from the corpus, or the best draw", ("corpus-fp-selective",), Best(RANDOM_CORPUS)),
+    ("with selective decay: layers from the corpus, or all MLPs", ("corpus-fp-selective",), ("mlp-selective",)),
+    ("with selective decay: online above the mean, or AdamW", ("online-selective",), ("selective",)),
+    ("rate by the loss (FINCH), or AdamW", ("finch",), ("adamw",)),
+    ("online by relative change, or AdamW", ("online-change",), ("adamw",)),
+    ("frozen layers bank their gradients, or wait", ("online-carry",), ("online",)),
+    ("MoFO, or AdamW", ("mofo",), ("adamw",)),
+    ("KappaTune, or AdamW", ("kappatune",), ("adamw",)),
+    ("ADEPT's rule, or AdamW", ("adept",), ("adamw",)),
+    ("AdamW's change by depth (LiNeS), or alike in all layers", ("adamw-lines",), ("adamw",)),
+    ("AdamW's change by gain over damage, or alike in all layers", ("adamw-path",), ("adamw",)),
+    ("with selective decay: change by depth, or alike", ("selective-lines",), ("selective",)),
+    ("with selective decay: change by gain over damage, or alike", ("selective-path",), ("selective",)),
 )

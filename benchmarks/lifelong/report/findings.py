@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from benchmarks.lifelong.methods.methods import METHODS
-from benchmarks.lifelong.report.contrasts import RANDOM, RANDOM_GAIN_DAMAGE, RANDOM_KEPT, Best
+from benchmarks.lifelong.report.contrasts import RANDOM, RANDOM_CORPUS, RANDOM_GAIN_DAMAGE, RANDOM_KEPT, Best
 from benchmarks.lifelong.report.records import Records
 from benchmarks.lifelong.report.statistics import (
     Comparison,
@@ -66,7 +66,7 @@ class Findings:
             for method, paths in tried.items():
                 at = {lr: mean(uptake_at_levels(path, baseline, "text")[0]) for lr, path in paths.items()}
                 rates[method] = max(at, key=lambda lr: at[lr])
-        for draws in (RANDOM, RANDOM_KEPT, RANDOM_GAIN_DAMAGE):
+        for draws in (RANDOM, RANDOM_KEPT, RANDOM_GAIN_DAMAGE, RANDOM_CORPUS):
             ran = {(run["method"], run["lr"]) for run in self.records.runs if run["method"] in draws}
             if ran:
                 most = Counter(lr for _, lr in ran).most_common(1)[0][0]

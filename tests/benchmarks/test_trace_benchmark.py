@@ -16,7 +16,6 @@ from benchmarks.stamp import stamp, summary
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
 def test_the_smallest_size_writes_a_stamped_file(tmp_path: Path) -> None:
     file = tmp_path / "new" / "trace.json"
     command = [sys.executable, "-m", "benchmarks.speed.trace", "--smoke", "--threads", "1", "--json", str(file)]

@@ -20,7 +20,7 @@ from tests.tiny_files import contents, write_inputs
 from tests.tiny_lm import tiny_tokenizer
 
 LENGTH = 32
-pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")

@@ -99,6 +99,7 @@ def experiment(
         share = _share_trained(model)
         model.requires_grad_(True)
         results.append(Result(method.name, prepared.rate, share, seconds, path, answers, prepared.note))
+        del prepared  # with the optimizer's state, three times the weights, before the next method makes its own
     parameters = sum(weight.numel() for weight in model.parameters())
     return Outcome(parameters, lessons, effort, before, written, tuple(results))
 

@@ -53,7 +53,7 @@ def test_every_step_of_a_run_is_at_a_rate_above_zero_and_one_at_the_peak(
     monkeypatch.setattr(
         trainer._Trainer,
         "__init__",
-        lambda self, watch, callbacks, **more: made(self, watch, callbacks=[*callbacks, Noted()], **more),
+        lambda self, *given, callbacks, **more: made(self, *given, callbacks=[*callbacks, Noted()], **more),
     )
     model = AutoModelForCausalLM.from_pretrained(inputs / "model")
     settings = Settings("full", lr=2.0**-10, epochs=epochs, seq_len=16)

@@ -74,7 +74,8 @@ class LocalizedOptimizer(SavedOptimizer):
         nonfinite: what to do when a layer's norm is NaN or infinite. ``"skip"``: the step changes nothing and is
             counted. ``"raise"``: FloatingPointError naming the layers; waits for the device every step.
         broadcast_norms: take the norms of the first process of the default process group, where several train on
-            unlike hardware and equal gradients may differ in their last bits. One broadcast of L floats a step.
+            unlike hardware and equal gradients may differ in their last bits; a layer that is not finite on any
+            process is so on all. One broadcast and one reduction of L numbers a step.
         anchor_decay: decoupled decay of the layers that are updated toward the weights they have now (or those given),
             as ``weight_decay`` is toward zero: w <- w + min(1, lr * s_l * anchor_decay) (w0 - w), after the update. A
             number, or an :class:`AnchorDecay` for other rules. Costs a copy of the weights, which checkpoints hold too.

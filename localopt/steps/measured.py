@@ -86,7 +86,11 @@ class Measured:
         signals = layer_signals(summed, sources, self.segments, shards)
         if self.broadcast and torch.distributed.is_initialized():
             together = torch.stack([signals[name] for name in summed])
+            # The first process may not see what overflowed on another: without it that one's weights would be lost.
+            bad = together.isfinite().logical_not().to(torch.int32)
+            torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
             torch.distributed.broadcast(together, src=0)
+            together = together.masked_fill(bad.bool(), torch.nan)
             signals = dict(zip(summed, together.unbind(), strict=True))
         if self._size is not None:
             signals["size"] = self._size

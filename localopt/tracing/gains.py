@@ -36,8 +36,8 @@ from localopt.tracing.measure import (
     layer_sums,
     own_loss,
     place,
-    shared_errors,
 )
+from localopt.tracing.together import shared_errors
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,7 @@ one, are never alive at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, Literal, TypeAlias
@@ -22,6 +21,7 @@ from localopt.errors import InputError
 from localopt.sums import squared_norm
 from localopt.tracing.examples import Batch, moved
 from localopt.tracing.ghost import Batched
+from localopt.tracing.together import Counted, refuse_different, shared_errors
 
 Average = Literal["norms", "gradients"]
 Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor]
@@ -57,6 +57,7 @@ def average_norms(
 
     Raises:
         InputError: an example has no loss, no labeled token, or a loss or gradient that is not finite.
+        ValueError: ``distributed``, and the processes have other layers or another number of examples.
     """
     layers = list(dict.fromkeys(layer_of.values()))
     sums: dict[str, Tensor] = {}
@@ -64,8 +65,11 @@ def average_norms(
     total = torch.zeros(len(layers), dtype=torch.float64)
     count = 0
     rank, processes = place(distributed)
+    if distributed:
+        refuse_different(layers=layers)
+    counted = Counted(examples)
     with shared_errors(distributed):
-        for group in batched.groups(islice(examples, rank, None, processes)):
+        for group in batched.groups(islice(counted, rank, None, processes)):
 
             def alone(row: int, group: Sequence[Batch] = group, first: int = count) -> dict[str, Tensor]:
                 name = example_name((first + row) * processes + rank, of)
@@ -78,6 +82,7 @@ def average_norms(
                 total += norms.sum(0)
                 count += len(norms)
     if distributed:
+        refuse_different(**{f"number of examples of the {of}": counted.given})
         total, count = _summed(total, count)
     if count == 0:
         raise InputError(f"the {of} holds no example")
@@ -94,22 +99,6 @@ def place(distributed: bool) -> tuple[int, int]:
 def example_name(number: int, of: str) -> str:
     """Name an example in an error."""
     return f"example {number} (from 0) of the {of}"
-
-
-@contextmanager
-def shared_errors(distributed: bool) -> Iterator[None]:
-    """Raise in every process what one of them raises, so that none waits for it."""
-    error: Exception | None = None
-    try:
-        yield
-    except Exception as raised:
-        error = raised
-    if distributed:
-        errors: list[Exception | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(errors, error)
-        error = error or next(filter(None, errors), None)
-    if error is not None:
-        raise error
 
 
 def _summed(total: Tensor, count: int) -> tuple[Tensor, int]:

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from localopt.errors import InputError
 from localopt.tracing.lending import borrowed, refuse_wrapped
-from localopt.tracing.measure import place, shared_errors
+from localopt.tracing.measure import place
 from localopt.tracing.progress import progress_bar
+from localopt.tracing.together import shared_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -53,7 +53,8 @@ def tracing(inputs: Path, out: Path) -> list[object]:
 def training(inputs: Path, out: Path) -> list[object]:
     sets = ["--probe", f"news={inputs / 'facts.jsonl'}", "--reference", inputs / "corpus.txt"]
     size = ["--seq-len", LENGTH, "--epochs", 2, "--lr", 1e-3, "--batch-size", 8]
-    return ["train", inputs / "model", "--corpus", inputs / "corpus.txt", *sets, *size, "--out", out, "--keep-checkpoints"]
+    kept = ["--out", out, "--keep-checkpoints"]
+    return ["train", inputs / "model", "--corpus", inputs / "corpus.txt", *sets, *size, *kept]
 
 
 def test_a_trace_by_two_processes_is_that_of_one_and_written_once(inputs: Path, tmp_path: Path) -> None:

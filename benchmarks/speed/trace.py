@@ -161,7 +161,7 @@ def show(result: dict[str, Any]) -> None:
         f"{work['threads']} threads, {result['repetitions']} repetitions",
         caption=summary(result["stamp"]),
     )
-    table.add_column("way")
+    table.add_column("way", no_wrap=True)
     for title in ("s: median", "s: least", "examples/s", "CPU s: median", "its loop / this: median (range)", "peak MB"):
         table.add_column(title, justify="right")
     for way in WAYS:

@@ -16,9 +16,6 @@ and its momentum and weight decay move the weights even where it is zero.
 
 from __future__ import annotations
 
-import logging
-import math
-import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, overload
@@ -29,26 +26,24 @@ from torch.optim import Optimizer
 
 from localopt.layers import Layers
 from localopt.policies.bound import BoundPolicy
-from localopt.policies.protocol import Policy, check_period
+from localopt.policies.protocol import Policy
 from localopt.policies.rules import AboveMean
 from localopt.signals import LayerSignals, clip_factor
 from localopt.steps import amp, checkpoint
+from localopt.steps.agreement import ProcessAgreement
 from localopt.steps.anchor import Anchor, AnchorDecay
-from localopt.steps.checks import refuse_at_construction, refuse_nonfinite, refuse_scales
+from localopt.steps.checks import refuse_at_construction, refuse_nonfinite
 from localopt.steps.clipping import ClippedBefore
-from localopt.steps.history import History
+from localopt.steps.description import Facts, describe
 from localopt.steps.layout import Layout, unpack
 from localopt.steps.measured import Measured
-from localopt.steps.report import Report, report, summary
-from localopt.steps.saved import SavedOptimizer
 from localopt.steps.sharding import KnownSharding
+from localopt.steps.telling import TellingOptimizer
 from localopt.steps.update import Update
 from localopt.steps.watch import Watch, known, refuse_reordered
 
-logger = logging.getLogger(__name__)
 
-
-class LocalizedOptimizer(SavedOptimizer):
+class LocalizedOptimizer(TellingOptimizer):
     r"""Wrap a torch optimizer so that each step updates only, or mostly, the layers with large gradient norms.
 
     With N_l the gradient norm of layer l and s = policy(N), layer l is stepped with learning rate s_l * lr, and not at
@@ -129,14 +124,15 @@ class LocalizedOptimizer(SavedOptimizer):
         self.anchor_decay = anchor_decay
         self.complete_checkpoints = complete_checkpoints
         self._model = weakref.ref(model) if model is not None else None
-        self._scales: Tensor | None = None
-        self._signals: dict[str, Tensor] = {}
-        self._shares: Tensor | None = None
-        self._present: list[bool] = []  # which parameters had a gradient in the last step
-        self._history: History | None = None
-        self._overflowed: Tensor | None = None
+        self._scales = None
+        self._signals = {}
+        self._shares = None
+        self._present = []  # which parameters had a gradient in the last step
+        self._history = None
+        self._overflowed = None
         self._state_made_up = False
         self._watch, self._clipped, self._sharding = Watch(), ClippedBefore(), KnownSharding()
+        self._agreement = ProcessAgreement()
         self._layout = Layout.of(self.param_groups, model, layers)
         saved, starts = checkpoint.taken_from(optimizer, self._names())  # of a checkpoint loaded before this
         # First on the host, where its state is kept in numbers too; no layout has to wait for the device.
@@ -161,11 +157,6 @@ class LocalizedOptimizer(SavedOptimizer):
         self._watch.see(self.param_groups)
         known(self)
 
-    @property
-    def policy(self) -> Policy:
-        """What chooses the layers."""
-        return self._policy.policy
-
     # -- one step -----------------------------------------------------------------------------------------------------
 
     @overload
@@ -181,8 +172,9 @@ class LocalizedOptimizer(SavedOptimizer):
         Raises:
             FloatingPointError: ``nonfinite="raise"`` and a norm is NaN or infinite; nothing was changed.
             ValueError: the policy returned something that is not one finite scale >= 0 a layer, or needs a signal that
-                cannot be had; no parameter changed. (Where fused kernels run on a device, layers with such scales are
-                left alone and :meth:`report` raises.)
+                cannot be had; or, in the first step and the first after a checkpoint was loaded or parameters were
+                added, processes that share the weights were given different optimizers. No parameter changed. (Where
+                fused kernels run on a device, layers with such scales are left alone and :meth:`report` raises.)
         """
         loss = None
         if closure is not None:
@@ -197,7 +189,9 @@ class LocalizedOptimizer(SavedOptimizer):
     def _step(self) -> None:
         self._forget_checkpoints()
         groups = self.param_groups
-        shards = self._sharding.of([parameter for group in groups for parameter in group["params"]])
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        shards = self._sharding.of(parameters)
+        self._agreement.ask(parameters, shards, self._measured.broadcast, self._state_made_up, self._facts)
         present = self._watch.before_step(groups, self._layout, self._live_model(), shards, stacklevel=8)
         if self._device() != self._policy.device:
             self._bind()
@@ -229,57 +223,6 @@ class LocalizedOptimizer(SavedOptimizer):
     def observe(self, loss: float | Tensor) -> None:
         """Tell the loss of the batch that the next step is about, for policies that need it; ``step(closure)`` does."""
         self._measured.loss = loss
-
-    def _tell(self, scales: Sequence[float] | None) -> None:
-        """Say once what trains, that nothing does, that gradients come clipped already; note the step down."""
-        if scales is not None and not any(scales):
-            self._watch.warn_once("all frozen", self._all_frozen(), stacklevel=8)  # to the line that called the step
-        if self._watch.first("summary") and logger.isEnabledFor(logging.INFO) and scales is not None:
-            logger.info(summary(self.policy, self.report(), self._layout, self.param_groups))
-        norms = self._signals.get("norm")
-        if norms is not None and self.max_grad_norm is not None and self.max_grad_norm < math.inf:
-            twice = self._clipped.look(norms, self.max_grad_norm)
-            if twice:
-                warnings.warn(twice, stacklevel=8)
-        if self._history is not None and self._scales is not None:
-            self._history.add(norms, self._scales)
-
-    def _all_frozen(self) -> str:
-        return f"{self.policy!r} freezes every layer: nothing was updated (said once)"
-
-    def report(self) -> Report:
-        """Say what the last step did. Waits for the device.
-
-        Raises:
-            RuntimeError: there was no step yet.
-            ValueError: the policy returned a scale that is not finite and >= 0.
-        """
-        if self._scales is None:
-            raise RuntimeError("report() tells what the last step did, and there was none yet: call step() first")
-        names, scales = self._layout.names, tuple(self._scales.tolist())
-        refuse_scales(self.policy, names, scales)
-        norms = self._signals.get("norm")
-        overflowed = self._overflowed is not None and bool(self._overflowed)
-        if not any(scales) and not overflowed and (norms is None or norms.isfinite().all()):
-            self._watch.warn_once("all frozen", self._all_frozen(), stacklevel=2)
-        skipped = int(self._skipped)
-        return report(self._layout, self.param_groups, self._present, scales, self._signals, self._shares, skipped)
-
-    def history(self, every: int = 1) -> History:
-        """Begin to note norms and scales of every so many steps; return what holds them, and waits only when read.
-
-        Examples:
-            >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
-            >>> optimizer = LocalizedOptimizer(torch.optim.AdamW(model.parameters()), model)
-            >>> history = optimizer.history(every=10)
-            >>> model(torch.ones(8, 4)).square().mean().backward()
-            >>> optimizer.step()
-            >>> history.steps, tuple(history.norms.shape)
-            ([1], (1, 2))
-        """
-        check_period("every", every)
-        self._history = History(every, self._layout.names)
-        return self._history
 
     # -- layers and policy --------------------------------------------------------------------------------------------
 
@@ -316,6 +259,13 @@ class LocalizedOptimizer(SavedOptimizer):
         if self._history is not None:
             self._history.renamed(layout.names)
         self._store_policy_state()
+        self._agreement.again(with_state=False)
+
+    def _facts(self, with_state: bool) -> Facts:
+        options = {
+            name: getattr(self, name) for name in ("max_grad_norm", "frozen_state", "nonfinite", "anchor_decay")
+        } | {"broadcast_norms": self._measured.broadcast}
+        return describe(self.policy, self._layout, self.param_groups, self._anchor, options, with_state)
 
     def _needs(self) -> list[str]:
         """The signals a step takes; none where a constant policy leaves nothing to be decided."""

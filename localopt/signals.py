@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from localopt.steps.sharding import Sharding
-from localopt.sums import READS, Sources, squares, sums
+from localopt.steps.triton import best_sums, wanted
+from localopt.sums import READS, Sources, squares
 
 SIGNALS = (*READS, "size", "loss")
 _ROOTS = ("norm", "weight", "drift", "momentum")  # the signals that are roots of their sums
@@ -103,9 +104,9 @@ def layer_signals(
         >>> layer_signals(["norm", "weight"], sources, torch.tensor([[0, 1]]))["weight"]
         tensor([1.4142])
     """
-    if tuple(names) == ("norm",):
+    if tuple(names) == ("norm",) and not wanted():
         return {"norm": layer_norms(sources["gradient"], layout, sharding)}
-    layers = _by_layer(sums(names, sources, layout.device), layout, sharding)
+    layers = _by_layer(best_sums(names, sources, layout.device), layout, sharding)
     return {
         name: (row.clamp(min=0).sqrt() if name in _ROOTS else row).float()
         for name, row in zip(names, layers.unbind(), strict=True)

@@ -39,6 +39,7 @@ Column: TypeAlias = Mapping[str, Tensor | None]  # one parameter's part of the s
 SHORT = 1 << 17
 ROW = 1 << 12
 CHUNK = 1 << 20
+BLOCK = 1 << 18  # elements that several sums are taken of while they are in cache
 PIECE = 1 << 24  # elements whose differences are held at a time where they are taken on an accelerator
 
 
@@ -104,7 +105,7 @@ def sums(names: Sequence[str], sources: Sources, home: torch.device) -> Tensor:
     roles = list(dict.fromkeys(role for name in names for role in READS[name]))
     columns = [dict(zip(roles, column, strict=True)) for column in zip(*(sources[role] for role in roles), strict=True)]
     if all(tensor is None or tensor.device.type == "cpu" for column in columns for tensor in column.values()):
-        buffers = {role: torch.empty(SHORT, dtype=torch.float32) for role in (*roles, "difference")}
+        buffers = {role: torch.empty(BLOCK, dtype=torch.float32) for role in (*roles, "difference", "absolute")}
         values = [_sums_on_cpu(names, column, buffers) for column in columns]
         return torch.tensor([*values, [0.0] * len(names)], dtype=torch.float64).T.contiguous().to(home)
     return _sums_on_device(names, columns, home)
@@ -124,15 +125,15 @@ def _sums_on_device(names: Sequence[str], columns: Sequence[Column], home: torch
 
 def _sums_on_cpu(names: Sequence[str], column: Column, buffers: Mapping[str, Tensor]) -> list[float]:
     """The sums of one parameter, by pieces that stay in cache while all of them are taken."""
-    flat = _flattened(column)
+    flat = flattened(column)
     taken = [name for name in names if flat.keys() >= set(READS[name])]
     found = dict.fromkeys(names, 0.0)
-    for first in range(0, max((tensor.numel() for tensor in flat.values()), default=0), SHORT):
-        piece = {role: _widened(tensor[first : first + SHORT], buffers[role]) for role, tensor in flat.items()}
+    for first in range(0, max((tensor.numel() for tensor in flat.values()), default=0), BLOCK):
+        piece = {role: _widened(tensor[first : first + BLOCK], buffers[role]) for role, tensor in flat.items()}
         if "start" in piece and "weight" in piece:
             piece["difference"] = _difference(piece["weight"], piece["start"], buffers["difference"])
         for name in taken:
-            found[name] += _sum(name, piece)
+            found[name] += _sum(name, piece, buffers["absolute"])
     return list(found.values())
 
 
@@ -146,9 +147,12 @@ _FACTORS = {
 }
 
 
-def _sum(name: str, of: Mapping[str, Tensor]) -> float:
+def _sum(name: str, of: Mapping[str, Tensor], buffer: Tensor) -> float:
     if name == "l1":
-        return float(torch.linalg.vector_norm(of["gradient"], 1))
+        # Twice as fast as vector_norm(ord=1), which is not vectorized.
+        gradient = of["gradient"]
+        same = gradient.dtype == buffer.dtype
+        return float((torch.abs(gradient, out=buffer[: gradient.numel()]) if same else gradient.abs()).sum())
     one, other = (of[role] for role in _FACTORS[name])
     return float(torch.dot(one, other.to(one.dtype)))
 
@@ -163,7 +167,8 @@ def _widened(piece: Tensor, buffer: Tensor) -> Tensor:
     return piece if piece.dtype in (torch.float32, torch.float64) else buffer[: piece.numel()].copy_(piece)
 
 
-def _flattened(column: Column) -> dict[str, Tensor]:
+def flattened(column: Column) -> dict[str, Tensor]:
+    """What there is of one parameter, as vectors of real numbers in the same order."""
     present = {role: tensor for role, tensor in column.items() if tensor is not None}
     if len(present) > 1:  # a sparse gradient beside what is dense
         present = {role: tensor.to_dense() if tensor.is_sparse else tensor for role, tensor in present.items()}
@@ -178,7 +183,7 @@ def _pieces(columns: Sequence[Column]) -> Iterator[tuple[list[int], dict[str, li
     """
     alike: dict[tuple[tuple[str, torch.device, torch.dtype], ...], list[tuple[int, dict[str, Tensor]]]] = {}
     for position, column in enumerate(columns):
-        flat = _flattened(column)
+        flat = flattened(column)
         kind = tuple((role, tensor.device, tensor.dtype) for role, tensor in flat.items())
         alike.setdefault(kind, []).append((position, flat))
     for kind, members in alike.items():

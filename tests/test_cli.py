@@ -19,15 +19,19 @@ from transformers import AutoModelForCausalLM
 from localopt.cli import main
 from localopt.cli.export import _FORMATS
 from localopt.errors import InputError
+from localopt.layers import partition
 from localopt.outside import plain
+from localopt.pretraining.auto import TRACED, own_samples, whole
 from localopt.pretraining.evaluate import evaluate, evaluate_text
 from localopt.pretraining.history import History
 from localopt.pretraining.models import load_model
 from localopt.pretraining.probes import encode, encode_text, read_corpus, read_probes
+from localopt.pretraining.textfiles import evenly
+from localopt.pretraining.written import first_sentence
 from localopt.tracing.layer_trace import LayerTrace
 from localopt.tracing.trace import trace_layers
-from tests.tiny_files import contents, full_disk, write_inputs, write_lines
-from tests.tiny_lm import tiny_model, tiny_tokenizer
+from tests.tiny_files import FACTS, contents, full_disk, write_inputs, write_lines
+from tests.tiny_lm import SENTENCES, tiny_model, tiny_tokenizer, write_gguf
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +175,35 @@ def test_trace_writes_the_trace_of_these_files(
     assert max(map(len, printed.splitlines())) <= 80
     assert f"written: {out}, {picture}" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.png", "t.safetensors"]
+    chosen = trace.freeze(model)
+    share = sum(p.numel() for p in model.parameters() if p.requires_grad) / model.num_parameters()
+    layers = {partition(name for name, _ in model.named_parameters())[name] for name in chosen}
+    summary = f"to train: {len(layers)} of {len(trace.layers)} layers, {share:.0%} of the weights ("
+    assert summary in " ".join(printed.split())
+
+
+def test_a_trace_of_a_file_or_of_the_folder_one_stands_in_is_named_after_it(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_gguf(tiny_model(tiny_tokenizer()), tiny_tokenizer(), tmp_path / "tiny.gguf")
+    for folder, model, name in ((tmp_path, "tiny.gguf", "tiny.gguf"), (inputs / "model", ".", "model")):
+        monkeypatch.chdir(folder)
+        out = tmp_path / f"{name}.safetensors"
+        assert call("trace", model, *tracing(inputs), "--out", out) == 0
+        assert LayerTrace.load(out).metadata["model"] == name
+        assert f"{name}: relative gradient norms" in capsys.readouterr().out
+
+
+def test_long_work_says_in_lines_how_far_it_is_where_there_is_no_terminal(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("localopt.tracing.progress.LINE_EVERY", 0.0)
+    assert call("trace", inputs / "model", *tracing(inputs), "--out", tmp_path / "t.safetensors") == 0
+    said = capsys.readouterr().err
+    assert re.search(r"^probe: 1/2, 0:00:\d\d left$", said, re.MULTILINE)
+    assert re.search(r"^reference: (\d+)/\1, 0:00:00 left$", said, re.MULTILINE)
+    assert call("eval", inputs / "model", *scored(inputs), "--batch-size", 1) == 0
+    assert "evaluating: 1/2, 0:00:0" in capsys.readouterr().err
 
 
 def test_trace_takes_facts_to_keep_as_its_reference(inputs: Path, tmp_path: Path) -> None:
@@ -178,6 +211,33 @@ def test_trace_takes_facts_to_keep_as_its_reference(inputs: Path, tmp_path: Path
     files = ["--probe", inputs / "spans.jsonl", "--reference", inputs / "facts.jsonl", "--seq-len", 32]
     assert call("trace", inputs / "model", *files, "--out", out) == 0
     assert LayerTrace.load(out).metadata["reference_examples"] == 2
+
+
+def test_a_corpus_is_enough_for_a_trace_against_what_the_model_writes(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "t.safetensors"
+    files = ["--corpus", inputs / "corpus.txt", "--seq-len", 32]
+    assert call("trace", inputs / "model", *files, "--by", "gains", "--out", out) == 0
+    assert "no --reference: against 64 texts that the model writes itself" in capsys.readouterr().err
+    model, tokenizer = load_model(str(inputs / "model"))
+    pieces = evenly(whole(encode_text(read_corpus(inputs / "corpus.txt"), tokenizer, 32)), TRACED)
+    expected = trace_layers(model, pieces, own_samples(model), score="gains")
+    trace = LayerTrace.load(out)
+    assert torch.equal(trace.relative_norms, expected.relative_norms)
+    assert trace.metadata["samples"] == expected.metadata["samples"]
+    assert trace.metadata["probe_examples"] == len(pieces)
+
+
+@pytest.mark.parametrize("given", [[], ["--probe", "facts.jsonl", "--corpus", "corpus.txt"]])
+def test_a_trace_takes_either_a_probe_or_a_corpus(
+    given: list[str], inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [inputs / name if "." in name else name for name in given]
+    assert call("trace", inputs / "model", *files, "--out", tmp_path / "t.safetensors") == 2
+    said = "both were given" if given else "neither was given"
+    assert f"what is to be taken in is either --probe FILE or --corpus FILE, and {said}" in message(capsys)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_trace_by_gains_freezes_and_rescales_but_cannot_lead_the_online_rule(
@@ -266,8 +326,9 @@ def test_train_leaves_a_model_a_history_and_a_picture(method: str, inputs: Path,
     out = tmp_path / "out"
     trace = [] if method == "full" else ["--trace", inputs / "trace.safetensors"]
     assert call("train", *training(inputs, *scored(inputs), "--method", method, *trace, "--out", out)) == 0
-    assert {path.name for path in out.iterdir()} == {"model", "history.json", "learning-forgetting.png"}
-    assert matplotlib.image.imread(out / "learning-forgetting.png").std() > 0
+    pictures = {"learning-forgetting.png", *(["layers.png"] if method in ("rescale", "online") else [])}
+    assert {path.name for path in out.iterdir()} == {"model", "history.json", *pictures}
+    assert all(matplotlib.image.imread(out / picture).std() > 0 for picture in pictures)
     history = History.load(out / "history.json")
     assert history.settings["method"] == method
     model, tokenizer = load_model(str(out / "model"))
@@ -288,7 +349,7 @@ def test_train_without_a_reference_says_why_there_is_no_picture(
 ) -> None:
     assert call("train", *training(inputs, "--probe", inputs / "facts.jsonl", "--out", tmp_path / "out")) == 0
     assert "no picture: learning against forgetting needs --probe and --reference" in capsys.readouterr().err
-    assert not list(tmp_path.rglob("*.png"))
+    assert [path.name for path in tmp_path.rglob("*.png")] == ["layers.png"]
 
 
 def test_train_begins_anew_where_there_is_nothing_to_resume(inputs: Path, tmp_path: Path) -> None:
@@ -310,7 +371,7 @@ def test_train_needs_nothing_but_a_model_and_a_corpus(
     assert f"trains {len(history.trained_layers)} of {len(trace.layers)} layers (" in said
     assert f"peak learning rate {history.rate:g}: 1.24% of the root mean square" in said
     assert "decay toward the start: selective (SPD, arXiv 2411.01713), strength 1" in said
-    for picture in ("trace.png", "learning-forgetting.png"):
+    for picture in ("trace.png", "layers.png", "learning-forgetting.png"):
         assert matplotlib.image.imread(out / picture).std() > 0
         assert str(out / picture) in said.replace("\n", "")
 
@@ -372,7 +433,13 @@ def test_a_run_that_is_stopped_says_how_it_goes_on(sent: signal.Signals, inputs:
     out = tmp_path / "out"
     arguments = ["train", *training(inputs, "--out", out, "--method", "full"), "--epochs", "10000"]
     command = [str(Path(sys.executable).with_name("localopt")), *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's background ignores it
+    )
     deadline = time.monotonic() + 200
     while not list(out.glob("checkpoints/checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -390,6 +457,38 @@ def test_eval_scores_as_many_as_it_is_told(inputs: Path, capsys: pytest.CaptureF
     scores = json.loads(capsys.readouterr().out)
     assert {name: score["examples"] for name, score in scores.items()} == {"news": 1, "reference": 1}
     assert scores["reference"]["tokens"] == 31
+
+
+def test_eval_says_what_it_leaves_out(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("eval", inputs / "model", *scored(inputs), "--limit", 1, "--seq-len", 32) == 0
+    said = capsys.readouterr().err.splitlines()
+    _, tokenizer = load_model(str(inputs / "model"))
+    pieces = len(encode_text(read_corpus(inputs / "corpus.txt"), tokenizer, 32))
+    assert said == [
+        "news: scores 1 of 2, spaced evenly; --limit 2 scores all",
+        f"reference: scores 1 of {pieces}, spaced evenly; --limit {pieces} scores all",
+    ]
+
+
+def test_eval_shows_what_was_asked_written_and_wanted(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sets = [*scored(inputs), "--probe", inputs / "spans.jsonl", "--show", 2]
+    assert call("eval", inputs / "model", *sets) == 0
+    printed = capsys.readouterr().out
+    assert "news: what the model writes" in printed
+    assert "reference: what the model writes" not in printed
+    assert call("eval", inputs / "model", *sets, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    model, tokenizer = load_model(str(inputs / "model"))
+    for fact, answer in zip(FACTS, found["news"]["written"], strict=True):
+        assert (answer["asked"], answer["wanted"]) == (fact["prompt"], fact["answer"])
+        ids = tokenizer(fact["prompt"], return_tensors="pt")["input_ids"]
+        for _ in range(3):  # the first words, one token after the other
+            ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(-1)], 1)
+        begun = first_sentence(tokenizer.decode(ids[0, -3:], skip_special_tokens=True))
+        assert answer["written"].startswith(begun.rstrip("\ufffd"))
+    assert [answer["wanted"] for answer in found["spans"]["written"]] == [SENTENCES[2][18:25]]
+    assert found["spans"]["written"][0]["asked"] == SENTENCES[2][:18].rstrip()
+    assert "written" not in found["reference"]
 
 
 # -- mistakes ---------------------------------------------------------------------------------------------------------
@@ -705,7 +804,7 @@ def test_the_end_of_a_run_killed_after_its_model_was_saved_is_done_again(
     assert "epoch 1" in out
     assert "learning-forgetting.png" in err
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"model", "history.json", "learning-forgetting.png"}
+    assert names == {"model", "history.json", "learning-forgetting.png", "layers.png"}
     assert contents(tmp_path / "out" / "model") == before
     assert call("train", *arguments, "--resume") == 2
     assert "this run is finished" in message(capsys)

@@ -75,5 +75,7 @@ def test_a_docstring_has_every_part_that_applies(public: Any) -> None:
 def test_examples_in_docstrings_run(module: str) -> None:
     if module == "localopt.__main__":
         pytest.skip("runs the program")
+    if module.startswith("localopt.steps.triton."):
+        pytest.importorskip("triton")  # the one package that may be missing
     outcome = doctest.testmod(importlib.import_module(module))
     assert outcome.failed == 0

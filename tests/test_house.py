@@ -20,6 +20,8 @@ PARTS = {"cli": "face", "demo": "face", "integrations": "face", "__main__": "fac
 PARTS |= {part: part for part in ("pretraining", "tracing", "plots")}
 METHOD = ("optimizer", "layers", "signals", "sums", "policies", "steps")
 PARTS |= dict.fromkeys(METHOD, "method")
+# Optional, and loaded only where they are asked for.
+TRITON = tuple(f"localopt.steps.triton.{name}" for name in ("elements", "sum_kernels", "adam_kernels", "sgd_kernels"))
 SHARED = ("localopt.errors", "localopt.outside")  # what is wrong with input, and how it is shown: everybody's
 
 
@@ -67,8 +69,9 @@ def test_imports_go_down_the_house_and_never_up(module: str) -> None:
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if part_of(name) == "method"])
 def test_the_method_imports_torch_and_nothing_else(module: str) -> None:
+    allowed = {"torch", "localopt"} | ({"triton"} if module in TRITON else set())
     roots = {name.partition(".")[0] for name in imports(module)}
-    assert roots - {"torch", "localopt"} - sys.stdlib_module_names == set()
+    assert roots - allowed - sys.stdlib_module_names == set()
     assert {name for name in ours(module) if part_of(name) not in ("method", None)} == set()
 
 

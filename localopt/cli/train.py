@@ -23,7 +23,6 @@ from localopt.cli.shared import (
 )
 from localopt.errors import InputError, writing
 
-SCORED = 256  # probes, or pieces of text, that a set is scored on after every epoch
 if TYPE_CHECKING:
     from localopt.pretraining.history import History
 
@@ -40,7 +39,7 @@ def train(
     ],
     out: Annotated[
         Path,
-        typer.Option(help="New folder for checkpoints, scores, picture, and the model (DIR/model).", metavar="DIR"),
+        typer.Option(help="New folder for checkpoints, scores, pictures, and the model (DIR/model).", metavar="DIR"),
     ],
     method: Annotated[
         str,
@@ -86,6 +85,14 @@ def train(
     seq_len: Annotated[int, typer.Option(help="Tokens a sequence.", min=2)] = 256,
     bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16 autocast; weights stay float32.")] = False,
     seed: Annotated[int, typer.Option(help="Order of the sequences, and dropout.", min=0)] = 0,
+    limit: Annotated[
+        int,
+        typer.Option(
+            help="Score at most this many probes, or pieces of text, of each set, spaced evenly. The corpus is "
+            "trained on whole.",
+            min=1,
+        ),
+    ] = 256,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR, if there is one.")] = False,
     keep_checkpoints: Annotated[
         bool, typer.Option("--keep-checkpoints", help="Leave the last checkpoints in DIR when the run is finished.")
@@ -118,7 +125,7 @@ def train(
     from localopt.tracing.layer_trace import LayerTrace
 
     texts = [text for path in corpus for text in read_corpus(path)]
-    sets = read_sets(probe or [], reference, limit=SCORED)
+    sets = read_sets(probe or [], reference, limit=limit)
     known = None if trace is None else LayerTrace.load(trace)
     network, tokenizer = loaded(model)
     if known is not None:
@@ -144,7 +151,8 @@ def train(
 def _end(out: Path, history: History, keep_checkpoints: bool) -> None:
     """Show what a finished run did, and remove its checkpoints."""
     from localopt.pretraining.auto import TRACE
-    from localopt.pretraining.checkpoints import prune
+    from localopt.pretraining.checkpoints import newest, prune
+    from localopt.pretraining.notes import load_notes
     from localopt.pretraining.processes import processes
     from localopt.pretraining.results import save_pictures, tables
     from localopt.tracing.layer_trace import LayerTrace
@@ -154,9 +162,10 @@ def _end(out: Path, history: History, keep_checkpoints: bool) -> None:
     shown = tables(history)
     for table in shown:
         out_console.print(table)
-    made = out / TRACE
+    made, last = out / TRACE, newest(out / "checkpoints")
+    noted = None if last is None else load_notes(last)
     with writing(out):
-        pictures = save_pictures(history, LayerTrace.load(made) if made.exists() else None, out)
+        pictures = save_pictures(history, LayerTrace.load(made) if made.exists() else None, noted, out)
     if shown and not (out / "learning-forgetting.png").exists():
         err_console.print("no picture: learning against forgetting needs --probe and --reference")
     if not keep_checkpoints:

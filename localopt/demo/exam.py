@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from localopt.demo.lessons import Asked, Lessons
 from localopt.pretraining.candidates import Question, Tree, answer_losses, answer_losses_apart, plant
 from localopt.pretraining.evaluate import evaluate_text, positions
+from localopt.pretraining.written import greedy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,27 +73,14 @@ class Exam:
 
     def write(self, model: PreTrainedModel) -> list[str]:
         """What the model writes, greedily, for each of ``lessons.shown``: up to the end of the sentence."""
-        return [self._written(model, self.lessons.taught[place]) for place in self.lessons.shown]
+        asked = [self.lessons.taught[place].prompt for place in self.lessons.shown]
+        return [greedy(model, self.tokenizer, prompt, WRITTEN) for prompt in asked]
 
     def _losses(self, model: PreTrainedModel, sheet: _Sheet) -> list[Tensor]:
         if model.config.model_type == "llama":
             return answer_losses(model, sheet.trees)
         # Answers beside each other need a mask and positions of their own, which not every model takes.
         return answer_losses_apart(model, self.tokenizer, sheet.questions)
-
-    @torch.inference_mode()
-    def _written(self, model: PreTrainedModel, asked: Asked) -> str:
-        read = self.tokenizer(asked.prompt, return_tensors="pt").to(model.device)
-        writer: Any = model  # which transformers has no types for
-        ids = writer.generate(
-            input_ids=read["input_ids"],
-            attention_mask=read["attention_mask"],
-            max_new_tokens=WRITTEN,
-            do_sample=False,
-            pad_token_id=self.tokenizer.pad_token_id,
-        )
-        new = ids[0, read["input_ids"].shape[1] :]
-        return _first_sentence(str(self.tokenizer.decode(new, skip_special_tokens=True)))
 
 
 def _scores(losses: Sequence[Tensor]) -> tuple[float, ...]:
@@ -102,14 +90,3 @@ def _scores(losses: Sequence[Tensor]) -> tuple[float, ...]:
 
 def _share_first(losses: Sequence[Tensor]) -> float:
     return sum(bool((nll[1:] > nll[0]).all()) for nll in losses) / len(losses)
-
-
-def _first_sentence(text: str) -> str:
-    """The text as one line of what can be printed, up to its first full stop.
-
-    >>> _first_sentence(" a baker. She")
-    'a baker.'
-    """
-    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-    end = line.find(". ") + 1
-    return line[:end] if end else line

@@ -53,8 +53,7 @@ def draw(outcome: Outcome, path: Path, title: str) -> None:
     runs = [Run(result.method, *result.path.points[-1], path=result.path.points[:-1]) for result in outcome.results]
     figure = learning_forgetting(
         runs,
-        title=f"{title}: {len(outcome.lessons.taught)} invented facts\n1/4, 1/2, 3/4 and all the way from its weights "
-        "before to those after",
+        title=f"{title}: {len(outcome.lessons.taught)} invented facts, a quarter to all of the way",
         forgetting="rise of the loss on ordinary text, nats a token (less is better)",
         uptake="gain in log probability of the right answers, nats",
     )

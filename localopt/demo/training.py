@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Effort:
     """How long each model trains: passes over the passages, passages a step, and the seed of their order."""
 
-    epochs: int = 6
+    epochs: int = 4
     batch: int = 24
     seed: int = 0
 

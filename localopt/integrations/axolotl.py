@@ -7,6 +7,7 @@ In the configuration:
     localopt:                       # all of it optional
       trace: trace.safetensors      # train the layers that a trace chose; without it, the online rule
       rates: false                  # scale their rates with the trace (TGL + ALR) instead of freezing the others
+      partial: false                # the run trains only some of the traced layers: those with adapters
       anchor_decay: 100
       layers: sublayer
 
@@ -61,17 +62,19 @@ def settings(given: Mapping[str, Any]) -> tuple[Policy, dict[str, Any]]:
     Raises:
         InputError: a key that is not known, or a trace that cannot be read.
     """
-    known = ("trace", "rates", *_OPTIONS)
+    known = ("trace", "rates", "partial", *_OPTIONS)
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise InputError(f"localopt: does not know {', '.join(unknown)}; it takes {', '.join(known)}")
     options = {key: given[key] for key in _OPTIONS if given.get(key) is not None}
     if not given.get("trace"):
-        if given.get("rates"):
-            raise InputError("localopt.rates scales rates with a trace: give localopt.trace too")
+        for key in ("rates", "partial"):
+            if given.get(key):
+                raise InputError(f"localopt.{key} is about a trace: give localopt.trace too")
         return AboveMean(), options
-    trace = LayerTrace.load(given["trace"])
-    return trace.adaptive_learning_rates() if given.get("rates") else trace.frozen_parameters(), options
+    trace, partial = LayerTrace.load(given["trace"]), bool(given.get("partial"))
+    scales = trace.adaptive_learning_rates if given.get("rates") else trace.frozen_parameters
+    return scales(partial=partial), options
 
 
 def __getattr__(name: str) -> Any:

@@ -23,11 +23,13 @@ from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from localopt.integrations.tensorboard import add_picture
 from localopt.layers import Layers
 from localopt.optimizer import LocalizedOptimizer
 from localopt.policies import AboveMean
 from localopt.policies.protocol import Policy
 from localopt.steps.elsewhere import DEEPSPEED
+from localopt.steps.history import History
 from localopt.steps.report import Report
 
 
@@ -131,7 +133,13 @@ class Localize(TrainerCallback):
         """Wrap what accelerate prepared; ValueError where ZeRO flattened it or the gradients are clipped twice."""
         refuse_zero(args)
         if type(optimizer).__name__ == "DeepSpeedOptimizerWrapper":
-            raise ValueError(DEEPSPEED.format(what="the parameters of the Trainer's optimizer are"))
+            if isinstance(optimizer.optimizer, LocalizedOptimizer):
+                return  # localize() saw to it, or the factory
+            raise ValueError(
+                "DeepSpeed's engine holds the Trainer's optimizer by now, and it is not localized: call "
+                "localize(trainer), or pass Trainer(optimizer_cls_and_kwargs=localized_optimizer(args)), and leave "
+                '"optimizer" out of the DeepSpeed configuration'
+            )
         if not isinstance(optimizer, AcceleratedOptimizer):
             raise TypeError(
                 f"a Trainer's optimizer was expected, as accelerate prepares it, not {type(optimizer).__name__}"
@@ -161,6 +169,16 @@ def localize(trainer: Trainer, policy: Policy = AboveMean(), **options: Any) -> 
     if not isinstance(trainer, Trainer):
         raise TypeError(f"localize takes a transformers Trainer, not {type(trainer).__name__}")
     refuse_zero(trainer.args)
+    if trainer.is_deepspeed_enabled:  # stage 0: its engine takes the optimizer before training begins, and keeps it
+        create = trainer.create_optimizer
+
+        def localized(*arguments: Any, **others: Any) -> Optimizer:
+            made = create(*arguments, **others)
+            if not isinstance(made, LocalizedOptimizer):
+                trainer.optimizer = LocalizedOptimizer(made, trainer.model, copy.deepcopy(policy), **options)
+            return trainer.optimizer  # type: ignore[return-value]
+
+        trainer.create_optimizer = localized  # type: ignore[method-assign]
     trainer.add_callback(Localize(policy, **options))
     trainer.add_callback(LocalizationCallback(trainer))
 
@@ -186,6 +204,7 @@ class LocalizationCallback(TrainerCallback):
     there is for each layer, ``gradient_norm/LAYER`` and ``scale/LAYER``, goes to the services ``report_to`` names
     (TensorBoard, Weights & Biases, ...) but not to the console and the saved history, which it would flood. Norms are
     those the optimizer saw: after Trainer's clipping. Between logs nothing is read, so nothing waits for the device.
+    TensorBoard also gets the picture of the run, layers times steps, with every checkpoint and at the end.
 
     Refuses, before the first step, an optimizer that is not localized, and clipping by both sides.
 
@@ -196,12 +215,21 @@ class LocalizationCallback(TrainerCallback):
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self._stepped = False  # a gradient scaler may skip the first steps, after which there is nothing to tell
+        self._noted: History | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
         """Raise TypeError unless the optimizer is localized, ValueError if Trainer and optimizer would both clip."""
-        own = _localized(optimizer).max_grad_norm
+        localized = _localized(optimizer)
+        own = localized.max_grad_norm
         if own is not None and args.max_grad_norm:
             raise ValueError(_twice(args.max_grad_norm, own))
+        if state.is_world_process_zero:
+            self._noted = localized._history or localized.history()  # the user's own goes on
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Give TensorBoard the picture."""
+        if self._noted is not None:
+            add_picture(self.trainer.callback_handler.callbacks, self._noted, state.global_step)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
         """Note that there was a step."""
@@ -211,6 +239,8 @@ class LocalizationCallback(TrainerCallback):
         self, args: Any, state: Any, control: Any, logs: Any = None, optimizer: Any = None, **others: Any
     ) -> None:
         """Log the last step too."""
+        if "train_loss" in (logs or {}):  # the end: TensorBoard's writer is closed by the time on_train_end is called
+            self.on_save(args, state, control)
         if not self._stepped or "loss" not in (logs or {}):
             return
         report = _localized(optimizer).report()

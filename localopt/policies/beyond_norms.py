@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from localopt.policies.compose import Composed
+from localopt.policies.matching import matched
 from localopt.policies.protocol import Policy, bound, needs
 from localopt.policies.rules import AboveMean, Everything
 from localopt.signals import LayerSignals
@@ -72,13 +73,15 @@ class GainOverDamage:
                 "RelativeTo(trace, policy) with a trace of norms"
             )
         _refuse_unbindable(self, self.policy)
-        damages = dict(zip(self.trace.layers, self.trace.reference_norms.tolist(), strict=True))
-        missing = [name for name in names if name not in damages]
+        traced = dict(zip(self.trace.layers, self.trace.reference_norms.tolist(), strict=True))
+        found = matched(traced, names)
+        missing = [name for name in names if name not in found.known_as]
         if missing:
             raise ValueError(
-                f"the trace has no layers {missing}; it has {list(damages)}: trace the same model with the same "
-                "`layers`"
+                f"the trace has no layers {missing}; it has {list(traced)}.{found.remedy()} Trace the same model with "
+                "the same `layers`"
             )
+        damages = {name: traced[found.known_as[name]] for name in names}
         useless = {name: damages[name] for name in names if not 0 < damages[name] < math.inf}
         if useless:
             raise ValueError(

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from localopt.policies.matching import matched
 from localopt.policies.protocol import (
     Policy,
     Stateful,
@@ -237,8 +238,8 @@ class RelativeTo(Composed):
     it is refused when bound. A layer without a gradient in this step has R_l = 0 and takes no part.
 
     Args:
-        trace: a :class:`~localopt.LayerTrace` of norms; its layers are matched by name and may be more than the
-            optimizer's.
+        trace: a :class:`~localopt.LayerTrace` of norms; its layers are matched by name (a prefix apart, as
+            ``Fixed`` does) and may be more than the optimizer's.
         policy: the rule that sees the relative norms.
 
     Raises:
@@ -271,12 +272,15 @@ class RelativeTo(Composed):
                 "the trace holds gains and damages, and a norm cannot be taken relative to a damage. Use a trace by "
                 "score='norms' here, or this one's frozen_parameters() or adaptive_learning_rates() instead"
             )
-        norms = dict(zip(self.trace.layers, self.trace.reference_norms.tolist(), strict=True))
-        missing = [name for name in names if name not in norms]
+        traced = dict(zip(self.trace.layers, self.trace.reference_norms.tolist(), strict=True))
+        found = matched(traced, names)
+        missing = [name for name in names if name not in found.known_as]
         if missing:
             raise ValueError(
-                f"the trace has no layers {missing}; it has {list(norms)}. Trace the same model with the same `layers`"
+                f"the trace has no layers {missing}; it has {list(traced)}.{found.remedy()} Trace the same model with "
+                "the same `layers`"
             )
+        norms = {name: traced[found.known_as[name]] for name in names}
         useless = {name: norms[name] for name in names if not 0 < norms[name] < float("inf")}
         if useless:
             raise ValueError(

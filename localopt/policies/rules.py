@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from localopt.policies.matching import matched
 from localopt.policies.protocol import bound, check_count, count_layers, mean_norm, ranks
 
 
@@ -162,10 +163,13 @@ class Fixed:
     """Give each layer a scale of its own, the same at every step: s_l = scales[name of l].
 
     What a trace's ``frozen_parameters()`` (TGL + FP) and ``adaptive_learning_rates()`` (TGL + ALR) return. For a few
-    layers by pattern, use :class:`~localopt.Pinned`.
+    layers by pattern, use :class:`~localopt.Pinned`. Names may differ from the optimizer's by a prefix that is the same
+    for all of them, as those of a module and of the model it is a part of do.
 
     Args:
         scales: a finite number >= 0 for every layer of the optimizer, by name, and for no other.
+        partial: the optimizer may hold only some of the layers (adapters, one of two optimizers); scales of others are
+            then left unused. A layer without a scale is an error all the same.
 
     Raises:
         ValueError: a bad scale; or, when bound to an optimizer, layers that are not its own.
@@ -178,6 +182,7 @@ class Fixed:
     """
 
     scales: Mapping[str, float] = field(repr=False)
+    partial: bool = field(default=False, repr=False)
     constant: ClassVar[bool] = True
     _tensor: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -194,15 +199,20 @@ class Fixed:
 
     def bind(self, names: Sequence[str], device: torch.device) -> None:
         """Align the scales with the layers `names`."""
-        missing = [name for name in names if name not in self.scales]
-        unknown = [name for name in self.scales if name not in set(names)]
+        found = matched(self.scales, names)
+        used = set(found.known_as.values())
+        missing = [name for name in names if name not in found.known_as]
+        unknown = [] if self.partial else [name for name in self.scales if name not in used]
         if missing or unknown:
+            part = " For an optimizer that holds only some of the layers, ask with partial=True." if not missing else ""
             raise ValueError(
                 f"Fixed needs one scale for each layer of the optimizer. Layers without a scale: {missing}. "
-                f"Scales without a layer: {unknown}. Frozen parameters are no layers of a trace, so leave them out of "
-                "the optimizer too; to set a few layers by pattern, use Pinned(policy, always=[...], never=[...])"
+                f"Scales without a layer: {unknown}.{found.remedy()}{part} Frozen parameters are no layers of a trace, "
+                "so leave them out of the optimizer too; to set a few layers by pattern, use "
+                "Pinned(policy, always=[...], never=[...])"
             )
-        self._tensor = torch.tensor([self.scales[name] for name in names], dtype=torch.float32, device=device)
+        scales = [self.scales[found.known_as[name]] for name in names]
+        self._tensor = torch.tensor(scales, dtype=torch.float32, device=device)
 
     def __call__(self, norms: Tensor) -> Tensor:
         return bound(self._tensor, self)

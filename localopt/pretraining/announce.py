@@ -10,6 +10,7 @@ from torch import nn
 from localopt.layers import Layers, locate, partition
 from localopt.pretraining.optimizers import RATE_TO_WEIGHTS
 from localopt.pretraining.settings import FEW, Settings
+from localopt.tracing.layer_trace import LayerTrace
 
 
 def plan(settings: Settings, sequences: int, tokens: int) -> str:
@@ -43,6 +44,16 @@ def trained(model: nn.Module, layers: Layers = "sublayer") -> str:
     what = "every layer" if chosen == every else f"{len(chosen)} of {len(every)} layers"
     where = "" if chosen == every else f" ({places(chosen)})"
     return f"trains {what}{where}, {share:.0%} of the parameters; {_outside(model)}"
+
+
+def chosen(model: nn.Module, trace: LayerTrace) -> str:
+    """Say which layers a trace chooses to train, what share of the model's parameters that is, and where they lie."""
+    scales = trace.frozen_parameters().scales
+    layer_of = partition((name for name, _ in model.named_parameters()), trace.partition())
+    trained = [layer for layer in trace.layers if scales[layer] > 0]
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    share = sum(size for name, size in sizes.items() if scales[layer_of[name]] > 0) / sum(sizes.values())
+    return f"to train: {len(trained)} of {len(scales)} layers, {share:.0%} of the weights ({places(trained)})"
 
 
 def _outside(model: nn.Module) -> str:

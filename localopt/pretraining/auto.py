@@ -36,20 +36,26 @@ TRACED = 64  # pieces of the corpus, and of the reference, that choose the layer
 SCORED = 32  # sequences of the corpus that are scored where there are no probes
 
 
-def own_samples(model: PreTrainedModel, settings: Settings) -> Samples:
+def own_samples(model: PreTrainedModel, seed: int = 0) -> Samples:
     """How the model writes the text that layers are chosen against; what is scored is ``.held_out()`` of it.
 
     Raises:
         InputError: the model cannot write, or knows no token to begin with.
     """
     longest = positions(model)
-    usual = Samples(seed=2 * settings.seed)  # the next seed is the held-out one's
+    usual = Samples(seed=2 * seed)  # the next seed is the held-out one's
     samples = usual if longest is None else Samples(seed=usual.seed, length=max(1, min(usual.length, longest - 1)))
     try:
         first_token(model, samples)
     except InputError as error:
         raise InputError(f"{error}; on the command line: --reference FILE.") from None
     return samples
+
+
+def whole(sequences: Sequence[Example]) -> list[Example]:
+    """Leave out a last piece of less than half the length of the first: each counts alike in a trace."""
+    longest = len(sequences[0]["input_ids"]) if sequences else 0
+    return [sequence for sequence in sequences if 2 * len(sequence["input_ids"]) >= longest]
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ class Material:
         path = self.out / TRACE
         with processes().main_process_first():  # the others read what it wrote
             if not path.exists():
-                pieces = evenly(self._whole_sequences(), TRACED)
+                pieces = evenly(whole(self.sequences), TRACED)
                 against, what = self._against()
                 if self.progress:
                     say(f"choosing layers: what {len(pieces)} pieces of the corpus gain, over what it costs {what}")
@@ -107,22 +113,17 @@ class Material:
     def _against(self) -> tuple[Samples | list[Example], str]:
         reference = self._reference()
         if reference is None:
-            return own_samples(self.model, self.settings), "text the model writes itself"
+            return own_samples(self.model, self.settings.seed), "text the model writes itself"
         pieces = reference.examples(self.model, self.tokenizer)
         # The other pieces are scored; a single one has to serve for both.
         return evenly(pieces[1::2] or pieces, TRACED), "every other piece of the reference (the rest is scored)"
-
-    def _whole_sequences(self) -> list[Example]:
-        """Leave out a last piece of less than half the length: each counts alike in a trace."""
-        longest = len(self.sequences[0]["input_ids"])
-        return [sequence for sequence in self.sequences if 2 * len(sequence["input_ids"]) >= longest]
 
     def _own_text(self) -> list[Example]:
         """What the untouched model wrote, kept in a file that a person can read too."""
         path = self.out / OWN_TEXT
         with processes().main_process_first():
             if not path.exists():
-                samples = own_samples(self.model, self.settings).held_out()
+                samples = own_samples(self.model, self.settings.seed).held_out()
                 if self.progress:
                     say("no --reference: forgetting is measured on text the model writes now, before it trains")
                 written = sample(self.model, samples, progress=self.progress)

@@ -20,6 +20,7 @@ from accelerate.utils import broadcast_object_list
 from localopt.errors import InputError
 from localopt.pretraining.modes import give_usual_mode
 from localopt.pretraining.processes import processes, say
+from localopt.pretraining.textfiles import sync
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -64,7 +65,7 @@ def seal(checkpoint: Path, processes: int) -> None:
         os.fsync(file.fileno())
     partial.replace(checkpoint / MANIFEST)
     for folder in (checkpoint, checkpoint.parent):
-        _sync(folder)
+        sync(folder)
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -103,6 +104,13 @@ def last_whole(folder: Path) -> Found:
         wrong.append(f"going on from {found}" if found else "there is no whole checkpoint: training begins anew")
     processes = None if found is None else json.loads((found / MANIFEST).read_text(encoding="utf-8"))["processes"]
     return Found(found, processes, tuple(wrong))
+
+
+def newest(folder: Path) -> Path | None:
+    """Return the newest checkpoint that was written to its end, without reading it all to see whether it still is."""
+    numbers = {path: path.parent.name.removeprefix("checkpoint-") for path in folder.glob(f"checkpoint-*/{MANIFEST}")}
+    sealed = {path.parent: int(number) for path, number in numbers.items() if number.isdigit()}
+    return max(sealed, key=sealed.__getitem__, default=None)
 
 
 def where_to_go_on(folder: Path) -> Path | None:
@@ -157,14 +165,3 @@ def _wrong(path: Path, size: int, digest: str) -> str | None:
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
     return None if now.hexdigest() == digest else "has changed since it was written"
-
-
-def _sync(folder: Path) -> None:
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # where folders cannot be opened, as on Windows
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

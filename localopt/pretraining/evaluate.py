@@ -14,13 +14,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from localopt.errors import InputError
 from localopt.pretraining.probes import IGNORED, Example, Probe, completion, encode, encode_text
 from localopt.pretraining.vocabulary import refuse_beyond
+from localopt.tracing.progress import progress_bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -185,10 +184,8 @@ def span_losses(
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     device = next(model.parameters()).device
     takes = inspect.signature(model.forward).parameters
-    console = Console(stderr=True)
-    hidden = not progress or not console.is_terminal  # a bar that vanishes would leave empty lines in a log
-    with _reading(model):
-        for batch in track(batches, "evaluating", console=console, disable=hidden, transient=True):
+    with _reading(model), progress_bar(progress, transient=True) as bar:
+        for batch in bar.track(batches, description="evaluating"):
             ids, labels, attention = (part.to(device) for part in padded([examples[i] for i in batch]))
             # The logits at position t predict token t + 1. Only positions labeled in some row go through the head.
             columns = (labels[:, 1:] != IGNORED).any(0).nonzero().flatten()

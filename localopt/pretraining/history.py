@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from localopt.errors import InputError
-from localopt.pretraining.lock import LOCK
+from localopt.pretraining.lock import holds_nothing
 from localopt.pretraining.textfiles import write_whole
 
 
@@ -123,7 +123,7 @@ def refuse_taken(out: Path, resume: bool) -> None:
     if resume and (out / "history.json").is_file():
         if (out / "model").exists():
             raise InputError(f"{out}: this run is finished, its model is in {out / 'model'}: name a new folder.")
-    elif out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {LOCK}):
+    elif out.exists() and (not out.is_dir() or not holds_nothing(out)):
         remedy = "name a new folder" if resume else "name a new folder, or add --resume to go on with the run in it"
         raise InputError(f"{out}: exists and is not empty: {remedy}.")
 

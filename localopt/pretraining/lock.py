@@ -31,6 +31,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 LOCK = "lock"
+REMAINS = frozenset({LOCK, "history.partial"})
+"""What a run leaves that dies before it has written its history: nothing that it did, so a folder counts as empty."""
 _TOUCHED_EVERY = 60.0  # seconds
 _STALE = 600.0
 
@@ -47,12 +49,17 @@ def alone_in_its_folder(function: Callable[P, R]) -> Callable[P, R]:
         if not processes().is_main_process:
             return function(*args, **kwargs)
         refuse_held(out)
-        if out.exists() and not (out.is_dir() and ((out / "history.json").exists() or not any(out.iterdir()))):
+        if out.exists() and not (out.is_dir() and ((out / "history.json").exists() or holds_nothing(out))):
             return function(*args, **kwargs)
         with held(out):
             return function(*args, **kwargs)
 
     return run
+
+
+def holds_nothing(folder: Path) -> bool:
+    """Say whether a folder is empty, but for what a run leaves that died before it had begun."""
+    return {path.name for path in folder.iterdir()} <= REMAINS
 
 
 @contextmanager

@@ -61,6 +61,7 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTraine
         check_beside(path)
         model, tokenizer = _load(str(path.parent), dtype=dtype, gguf_file=path.name)
         model = _without_quantization(model)
+        model.config._name_or_path = name  # the file, not its folder: titles and traces are named after it
     elif path.exists():
         raise InputError(f"{name}: is neither a model folder nor a .gguf file: name the folder that has config.json.")
     else:

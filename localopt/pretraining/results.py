@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from localopt.outside import shown
-from localopt.plots import Run, learning_forgetting, save_figure
+from localopt.plots import Run, learning_forgetting, run_picture, save_figure
 from localopt.pretraining.history import History
 from localopt.pretraining.scoring import REFERENCE
+from localopt.steps.history import History as LayerHistory
 
 if TYPE_CHECKING:
     from localopt.tracing.layer_trace import LayerTrace
@@ -69,12 +70,18 @@ def budget_table(history: History) -> Table:
     return table
 
 
-def save_pictures(history: History, trace: LayerTrace | None, out: Path) -> list[Path]:
-    """Draw what was learned against what was forgotten and, of a trace the run made itself, the heat map."""
+def save_pictures(history: History, trace: LayerTrace | None, noted: LayerHistory | None, out: Path) -> list[Path]:
+    """Draw what was learned against what was forgotten.
+
+    Also the heat map of a trace the run made itself, and what each step did to each layer, where that was noted.
+    """
     pictures = []
     if trace is not None:
         trace.plot(out / "trace.png")
         pictures.append(out / "trace.png")
+    if noted is not None and noted.steps:
+        save_figure(run_picture(noted, title=_title(history)), out / "layers.png")
+        pictures.append(out / "layers.png")
     picture = save_picture(history, out / "learning-forgetting.png")
     return [*pictures, *([] if picture is None else [picture])]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,14 @@ class ScoredSet:
         if texts:
             return evenly(encode_text(texts, tokenizer, min(self.length, longest or self.length)), self.limit)
         return evenly([item for item in self.content if isinstance(item, dict)], self.limit)
+
+    def encoded(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[ScoredSet, int]:
+        """Return the same set with its text encoded once, and how many probes or pieces there are without the limit."""
+        whole = replace(self, limit=None)
+        if whole.probes:
+            return self, len(whole.probes)
+        pieces = whole.examples(model, tokenizer)
+        return ScoredSet(self.name, tuple(evenly(pieces, self.limit))), len(pieces)
 
     def part(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, first: int, every: int) -> ScoredSet:
         """The same set with only every so many of its probes or pieces, from the first one named on."""
@@ -146,6 +154,9 @@ def as_numbers(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
     return {name: {key: finite(value) for key, value in score.as_dict().items()} for name, score in scores.items()}
 
 
-def scores_to_json(scores: Mapping[str, Score]) -> str:
-    """Return the scores as JSON."""
-    return json.dumps(as_numbers(scores), indent=2, allow_nan=False)
+def scores_to_json(scores: Mapping[str, Score], written: Mapping[str, Any] | None = None) -> str:
+    """Return the scores as JSON, each with what was ``written`` for its set where there is that."""
+    numbers = as_numbers(scores)
+    for name, answers in (written or {}).items():
+        numbers[name]["written"] = answers
+    return json.dumps(numbers, indent=2, allow_nan=False)

@@ -86,15 +86,34 @@ def evenly(items: list[T], limit: int | None) -> list[T]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all, with the folder it lies in; InputError if that is impossible."""
+    """Write a text file, whole or not at all, with the folder it lies in; InputError if that is impossible.
+
+    It is on the disk before it takes its name: after a power cut too there is the old text or the new one.
+    """
     partial = path.with_suffix(".partial")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            partial.write_text(text, encoding="utf-8")
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(partial, path)
+            sync(path.parent)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def sync(folder: Path) -> None:
+    """See the names in a folder onto the disk, where the system can."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # where folders cannot be opened, as on Windows
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def short(value: object) -> str:

@@ -97,7 +97,7 @@ def train(
     for one in sets:
         refuse_beyond(one.examples(model, tokenizer), model)
     if settings.needs_reference and not any(one.name == REFERENCE for one in sets):
-        own_samples(model, settings)
+        own_samples(model, settings.seed)
     if progress:
         say(announce.plan(settings, len(sequences), sum(len(sequence["input_ids"]) for sequence in sequences)))
     # By now everything that can be wrong with the input was looked at.
@@ -141,7 +141,8 @@ def train(
     if checkpoint is None:
         score(0, 0)
     folder = out / "checkpoints"
-    fit(model, sequences, optimizer, settings, folder, checkpoint, score, progress=progress)
+    noted = optimizer.history() if isinstance(optimizer, LocalizedOptimizer) else None
+    fit(model, sequences, optimizer, settings, folder, checkpoint, score, noted=noted, progress=progress)
     if settings.budget is not None:
         history.budget = keep_within(
             model, start, scores, settings.budget, out / "model-end", tokenizer, progress=progress

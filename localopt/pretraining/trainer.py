@@ -24,9 +24,11 @@ from localopt.errors import InputError
 from localopt.pretraining.checkpoints import last_whole, seal
 from localopt.pretraining.divergence import Watch
 from localopt.pretraining.evaluate import padded
+from localopt.pretraining.notes import resume_notes, save_notes
 from localopt.pretraining.probes import Example
 from localopt.pretraining.processes import processes, say
 from localopt.pretraining.settings import Settings, rate_share
+from localopt.steps.history import History as LayerHistory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,6 +46,7 @@ def fit(
     checkpoint: Path | None,
     score: Callable[[int, int], None],
     *,
+    noted: LayerHistory | None = None,
     progress: bool,
 ) -> None:
     """Run the training loop.
@@ -54,6 +57,7 @@ def fit(
         folder: where checkpoints go; the last two are kept.
         checkpoint: where to go on from, or None to begin.
         score: called with (epoch, step) after every epoch.
+        noted: what the optimizer notes of its layers; kept with each checkpoint.
         progress: show a bar with the remaining time.
 
     Raises:
@@ -79,8 +83,11 @@ def fit(
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # Trainer would give each GPU a batch of its own
     watch = Watch()
+    if noted is not None and checkpoint is not None:
+        resume_notes(noted, checkpoint)
     trainer = _Trainer(
         watch,
+        noted,
         model=model,
         args=arguments,
         train_dataset=sequences,
@@ -100,9 +107,9 @@ def _batch(sequences: list[Example]) -> dict[str, Tensor]:
 
 
 class _Trainer(Trainer):
-    def __init__(self, watch: Watch, **kwargs: Any) -> None:
+    def __init__(self, watch: Watch, noted: LayerHistory | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.watch = watch
+        self.watch, self.noted = watch, noted
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss: Tensor = super().training_step(*args, **kwargs)
@@ -116,6 +123,8 @@ class _Trainer(Trainer):
             super()._save_checkpoint(*args, **kwargs)
             self.accelerator.wait_for_everyone()  # each process has a file of its own in it
             if self.args.should_save:
+                if self.noted is not None:
+                    save_notes(self.noted, folder / f"checkpoint-{step}")
                 seal(folder / f"checkpoint-{step}", self.args.world_size)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch.save raises a RuntimeError on a full disk
             if self.args.should_save:

@@ -16,7 +16,7 @@ With w0 the start, after the update of a layer's weights to w:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -26,6 +26,7 @@ from torch import Tensor
 from localopt.signals import layer_signals
 from localopt.steps.layout import Group, Layout
 from localopt.steps.sharding import Sharding, is_sharded, local
+from localopt.sums import BLOCK
 
 Rule: TypeAlias = Literal["plain", "selective", "cautious"]
 
@@ -156,9 +157,15 @@ class Anchor:
     # -- around a step ------------------------------------------------------------------------------------------------
 
     def before(
-        self, groups: Sequence[Group], layout: Layout, scales: Sequence[float] | None
+        self, groups: Sequence[Group], layout: Layout, scales: Sequence[float] | None, passed: Collection[int] = ()
     ) -> list[list[Tensor | None]]:
-        """Return the weights of before the step, where the cautious rule has to compare with them."""
+        """Return the weights of before the step, where the cautious rule has to compare with them.
+
+        Args:
+            groups, layout: all of the optimizer's.
+            scales: of the layers, where they are known on the host.
+            passed: groups that are pulled while they are stepped.
+        """
         if self.decay.rule != "cautious" or self.decay.strength == 0:
             return []
 
@@ -167,10 +174,10 @@ class Anchor:
 
         return [
             [
-                local(p.detach()).clone() if moves(p, start, layer) else None
+                local(p.detach()).clone() if i not in passed and moves(p, start, layer) else None
                 for p, start, layer in zip(group["params"], mine, owners, strict=True)
             ]
-            for group, mine, owners in zip(groups, self.starts, layout.owners, strict=True)
+            for i, (group, mine, owners) in enumerate(zip(groups, self.starts, layout.owners, strict=True))
         ]
 
     def shares(
@@ -244,8 +251,14 @@ class Anchor:
 
 def lerp_cautiously(weight: Tensor, start: Tensor, old: Tensor, share: float | Tensor) -> None:
     """Move the entries back whose step, ``weight - old``, went toward ``start`` already; all tensors of one shape."""
-    toward = (weight - old) * (start - old) > 0
-    torch.where(toward, torch.lerp(weight, start, share), weight, out=weight)
+    if weight.device.type == "cpu" and all(tensor.is_contiguous() for tensor in (weight, start, old)):
+        # Piece by piece, so that what is made on the way stays in cache.
+        pieces = zip(*(torch.split(tensor.view(-1), BLOCK) for tensor in (weight, start, old)), strict=True)
+    else:
+        pieces = zip([weight], [start], [old], strict=True)
+    for w, w0, before in pieces:
+        toward = (w - before).mul_(w0 - before) > 0
+        torch.where(toward, torch.lerp(w, w0, share), w, out=w)
 
 
 def laid_out_like(whole: Tensor, parameter: Tensor) -> Tensor:

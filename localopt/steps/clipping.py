@@ -7,6 +7,7 @@ did it cannot be seen from here, but what was clipped to c has the norm c: so th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -50,12 +51,15 @@ def clipped_to(rows: Sequence[Sequence[float]]) -> float | None:
     """Return the norm that gradients were clipped to, or None.
 
     Args:
-        rows: the norms of the layers, a row a step.
+        rows: the norms of the layers, a row a step; one that holds a NaN or an infinity tells nothing.
 
     Examples:
-        >>> clipped_to([[3.0, 4.0], [4.0, 3.0], [0.0, 5.0], [5.0, 0.0]])
+        >>> clipped_to([[3.0, 4.0], [4.0, 3.0], [0.0, 5.0], [5.0, 0.0], [float("nan"), 5.0]])
         5.0
     """
+    rows = [row for row in rows if all(map(math.isfinite, row))]
+    if not rows:
+        return None
     totals = [sum(norm * norm for norm in row) ** 0.5 for row in rows]
     largest = max(totals)
     alike = [row for row, total in zip(rows, totals, strict=True) if abs(total - largest) <= _CLOSE * largest]

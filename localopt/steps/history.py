@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -57,6 +57,23 @@ class History:
 
         self._rows = [(step, None if n is None else moved(n), moved(s)) for step, n, s in self._rows]
         self.names = tuple(names)
+
+    def saved(self) -> dict[str, Tensor]:
+        """Return what was noted, to be given to :meth:`resume`; waits for the device."""
+        counts = torch.tensor([self._taken, self.every])
+        return {"counts": counts, "steps": torch.tensor(self.steps), "norms": self.norms, "scales": self.scales}
+
+    def resume(self, saved: Mapping[str, Tensor]) -> None:
+        """Go on from what :meth:`saved` returned, of the same layers.
+
+        Raises:
+            ValueError: it is of another number of layers.
+        """
+        rows, count = len(saved["steps"]), len(self.names)
+        if any(saved[key].shape != (rows, count) for key in ("norms", "scales")):
+            raise ValueError(f"the history was saved of {saved['scales'].shape[-1]} layers, and there are {count} now")
+        self._taken, self.every = saved["counts"].tolist()
+        self._rows = list(zip(saved["steps"].tolist(), saved["norms"], saved["scales"], strict=True))
 
     @property
     def steps(self) -> list[int]:

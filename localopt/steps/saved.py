@@ -13,6 +13,7 @@ from torch.optim.optimizer import StateDict
 
 from localopt.policies.bound import BoundPolicy
 from localopt.steps import checkpoint, complete
+from localopt.steps.agreement import ProcessAgreement
 from localopt.steps.anchor import Anchor
 from localopt.steps.layout import Layout
 from localopt.steps.watch import known
@@ -30,6 +31,7 @@ class SavedOptimizer(OptimizerWrapper):
     _model: weakref.ref[nn.Module] | None
     _state_made_up: bool
     _skipped: Tensor
+    _agreement: ProcessAgreement
 
     def state_dict(self) -> StateDict:
         """Return the wrapped optimizer's state; a policy's state stands in its first group, under "localopt".
@@ -76,6 +78,7 @@ class SavedOptimizer(OptimizerWrapper):
         self._skipped.fill_(checkpoint.skipped_steps(saved))
         self._store_policy_state(checkpoint.skipped_steps(saved))
         self._drop_frozen_state()
+        self._agreement.again(with_state=True)
 
     def _forget_checkpoints(self) -> None:
         """Take out of the state what checkpoints put there: starts, and what was made up to see what there will be."""

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from localopt.policies.bound import BoundPolicy
 from localopt.steps import fused
+from localopt.steps import triton as kernels
 from localopt.steps.anchor import Anchor
 from localopt.steps.anchor_fused import pull_on_device
 from localopt.steps.carry import carry
@@ -83,7 +84,8 @@ class Update:
             if not all_finite:
                 return None, None
             refuse_scales(self.policy.policy, self.layout.names, numbers)
-        before = self._before(None if on_device else numbers)
+        at_once = [i for i in on_device if kernels.serves(self.optimizer, groups[i])]
+        before = self._before(None if on_device else numbers, at_once)
         if rest and numbers is not None:
             self._split(rest, numbers, clip)
         track = self.frozen_state == "track"
@@ -94,7 +96,10 @@ class Update:
         for i in on_device:
             group, layers = self._ever_trained(i)
             binary = self.policy.binary and not track
-            fused.fused_step(self.optimizer, group, layers, scales, idle=idle, binary=binary, clip=clip)
+            if i in at_once:
+                self._step_at_once(i, group, layers, scales, idle, unusable, clip)
+            else:
+                fused.fused_step(self.optimizer, group, layers, scales, idle=idle, binary=binary, clip=clip)
         if self.anchor is None or self.anchor.decay.strength == 0:
             return numbers, None
         shares = self.anchor.shares(groups, signals, segments, shards, self._unpulled(numbers, signals))
@@ -102,6 +107,9 @@ class Update:
             self._pull_on_host(rest, numbers, None if shares is None else shares.tolist(), before)
         for i in on_device:
             held = unusable | (scales == 0)
+            if i in at_once:
+                self._pull_at_once(i, shares, held)
+                continue
             old = before[i] if before else []
             pull_on_device(self.anchor, i, groups[i], self.layout.owners[i], scales, shares, held, old)
         return numbers, shares
@@ -137,10 +145,45 @@ class Update:
         keep = [i for i, layer in enumerate(layers) if constant[layer] > 0]
         return {**group, "params": [group["params"][i] for i in keep]}, [layers[i] for i in keep]
 
+    # -- all layers of a group by one kernel --------------------------------------------------------------------------
+
+    def _step_at_once(
+        self,
+        index: int,
+        group: Group,
+        layers: Sequence[int],
+        scales: Tensor,
+        idle: Tensor,
+        unusable: Tensor,
+        clip: Tensor | None,
+    ) -> None:
+        """Step a group and, where the learning rate alone says how far, pull it in the same pass."""
+        from localopt.steps.triton.update import Pull, triton_step
+
+        back, anchor = None, self.anchor
+        if anchor is not None and anchor.decay.strength and anchor.decay.rule != "selective":
+            shares = (scales * group["lr"] * anchor.decay.strength).clamp(max=1.0).masked_fill(unusable, 0.0)
+            back = Pull(anchor.decay.rule, self._starts(anchor, index), shares)
+        triton_step(self.optimizer, group, layers, scales, idle=idle, clip=clip, back=back)
+
+    def _pull_at_once(self, index: int, shares: Tensor | None, held: Tensor) -> None:
+        """Pull a group by shares that the step had to be seen for."""
+        if shares is None or self.anchor is None:
+            return
+        from localopt.steps.triton.update import Pull, triton_pull
+
+        back = Pull("selective", self._starts(self.anchor, index), shares.masked_fill(held, 0.0))
+        triton_pull(self._groups[index], self.layout.owners[index], back)
+
+    def _starts(self, anchor: Anchor, index: int) -> dict[int, Tensor]:
+        group = self._groups[index]
+        pairs = zip(group["params"], anchor.near_group(index, group), strict=True)
+        return {id(parameter): start for parameter, start in pairs if start is not None}
+
     # -- decay toward the start ---------------------------------------------------------------------------------------
 
-    def _before(self, scales: Sequence[float] | None) -> list[list[Tensor | None]]:
-        return [] if self.anchor is None else self.anchor.before(self._groups, self.layout, scales)
+    def _before(self, scales: Sequence[float] | None, passed: Sequence[int] = ()) -> list[list[Tensor | None]]:
+        return [] if self.anchor is None else self.anchor.before(self._groups, self.layout, scales, passed)
 
     def _unpulled(self, scales: Sequence[float] | None, signals: Mapping[str, Tensor]) -> list[bool]:
         """Which parameters the selective rule need not look at; known where the scales are."""

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from localopt.errors import InputError
 from localopt.layers import Layers, partition
-from localopt.outside import plain, shown
+from localopt.outside import plain
+from localopt.policies.matching import Matched, matched
 from localopt.policies.rules import AboveMean, Fixed, Proportional
 from localopt.tracing import export, tracefile
 from localopt.tracing.lending import refuse_wrapped
+from localopt.tracing.table import as_table, as_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,19 +78,26 @@ class LayerTrace:
             )
         return torch.where(self.reference_norms == 0, 1.0, self.probe_norms / self.reference_norms)
 
-    def frozen_parameters(self) -> Fixed:
+    def frozen_parameters(self, *, partial: bool = False) -> Fixed:
         """TGL + FP (section 4 of the paper): scale 1 for the layers with R_l >= min(mean R, max R), 0 for the others.
 
         The mean and its edge cases are those of :class:`~localopt.policies.rules.AboveMean`.
+
+        Args:
+            partial: the optimizer may hold only some of the traced layers, such as those with adapters; the choice
+                stays that among all of them.
         """
-        return self._fixed(AboveMean()(self.relative_norms))
+        return self._fixed(AboveMean()(self.relative_norms), partial)
 
-    def adaptive_learning_rates(self, normalize: Literal["max", "mean"] = "max") -> Fixed:
-        """TGL + ALR: scale R_l / max R (no layer exceeds the base rate), or R_l / mean R (keeps the average rate)."""
-        return self._fixed(Proportional(normalize)(self.relative_norms))
+    def adaptive_learning_rates(self, normalize: Literal["max", "mean"] = "max", *, partial: bool = False) -> Fixed:
+        """TGL + ALR: scale R_l / max R (no layer exceeds the base rate), or R_l / mean R (keeps the average rate).
 
-    def _fixed(self, scales: Tensor) -> Fixed:
-        return Fixed(dict(zip(self.layers, scales.tolist(), strict=True)))
+        Maximum and mean are those of all traced layers; ``partial`` as for :meth:`frozen_parameters`.
+        """
+        return self._fixed(Proportional(normalize)(self.relative_norms), partial)
+
+    def _fixed(self, scales: Tensor, partial: bool) -> Fixed:
+        return Fixed(dict(zip(self.layers, scales.tolist(), strict=True)), partial)
 
     def param_groups(
         self,
@@ -123,9 +132,8 @@ class LayerTrace:
             >>> [(group["name"], group["lr"]) for group in trace.param_groups(model, lr=0.1)]
             [('b', 0.1)]
         """
-        layer_of = partition((name for name, _ in model.named_parameters()), self.partition(layers))
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.check({layer_of[name] for name in trained} | (set(self.layers) & set(layer_of.values())))
+        layer_of = self._layer_of(model, trained, layers)
         scales = self.frozen_parameters().scales if scales is None else scales
         groups: dict[str, dict[str, Any]] = {}
         for name, parameter in trained.items():
@@ -157,9 +165,8 @@ class LayerTrace:
         """
         refuse_wrapped(model, "freeze")
         parameters = dict(model.named_parameters())
-        layer_of = partition(parameters, self.partition(layers))
         trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
-        self.check({layer_of[name] for name in trained} | (set(self.layers) & set(layer_of.values())))
+        layer_of = self._layer_of(model, trained, layers)
         scales = self.frozen_parameters().scales
         kept = [name for name in parameters if name in trained and scales[layer_of[name]] > 0]
         if not kept:
@@ -182,16 +189,36 @@ class LayerTrace:
         return how
 
     def check(self, names: Iterable[str]) -> None:
-        """Raise ValueError unless ``names`` are the layers of this trace, in any order; says which are on one side."""
-        given = set(names)
-        only_trace = [layer for layer in self.layers if layer not in given]
-        only_model = sorted(given.difference(self.layers))
+        """Raise ValueError unless ``names`` are the layers of this trace, in any order; says which are on one side.
+
+        They may differ by a prefix that is the same for all, as those of a module and of the model it is a part of do.
+        """
+        given = dict.fromkeys(names)
+        self._refuse_other(given, matched(self.layers, given))
+
+    def _refuse_other(self, names: Iterable[str], found: Matched, inner: str = "") -> None:
+        known = set(found.known_as.values())
+        only_trace = [layer for layer in self.layers if layer not in known]
+        only_model = sorted(set(names).difference(found.known_as))
         if only_trace or only_model:
             raise ValueError(
                 f"the trace ({self.metadata.get('model', 'model unknown')}) and the model do not have the same layers. "
                 f"Only in the trace: {', '.join(only_trace) or 'none'}. Only in the model: "
-                f"{', '.join(only_model) or 'none'}. Trace this model with the same `layers`"
+                f"{', '.join(only_model) or 'none'}.{inner or found.remedy()} Trace this model with the same `layers`"
             )
+
+    def _layer_of(self, model: nn.Module, wanted: Iterable[str], layers: Layers | None) -> dict[str, str]:
+        """Return this trace's layer of every parameter of a model.
+
+        Raises ValueError unless those of the ``wanted`` parameters are in the trace, and all of the trace in the model.
+        """
+        how = self.partition(layers)
+        layer_of = partition((name for name, _ in model.named_parameters()), how)
+        found = matched(self.layers, layer_of.values())
+        names = [*(layer_of[name] for name in wanted), *found.known_as]
+        if set(names) != set(found.known_as) or set(found.known_as.values()) != set(self.layers):
+            self._refuse_other(names, found, _inner(self, model, how))
+        return {name: found.known_as[layer] for name, layer in layer_of.items() if layer in found.known_as}
 
     def export(
         self,
@@ -222,7 +249,7 @@ class LayerTrace:
         """
         export.check_arguments(format, lr, rank)
         names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        layer_of = partition((name for name, _ in model.named_parameters()), self.partition(layers))
+        layer_of = self._layer_of(model, names, layers)
         layer_of = {name: layer_of[name] for name in names}
         self.check(layer_of.values())
         chosen, rates = self.frozen_parameters().scales, self.adaptive_learning_rates().scales
@@ -241,26 +268,10 @@ class LayerTrace:
 
     def table(self) -> Table:
         """Return a table for :func:`rich.print`: norms, R, and what TGL + FP and TGL + ALR make of them."""
-        name = self.metadata.get("model", "")
-        what = "gain over damage" if self.holds_gains else "relative gradient norms"
-        table = Table(title=shown(f"{name}: {what}" if name else what))
-        table.add_column("layer", no_wrap=True)
-        titles = ("gain", "damage", "ratio") if self.holds_gains else ("probe", "reference", "relative")
-        for title in (*titles, "FP trains", "ALR"):
-            table.add_column(title, justify="center" if title == "FP trains" else "right")
-        fixed, adaptive = self.frozen_parameters().scales, self.adaptive_learning_rates().scales
-        rows = zip(self.layers, self.probe_norms, self.reference_norms, self.relative_norms, strict=True)
-        for layer, probe, reference, relative in rows:
-            trained = fixed[layer] > 0
-            values = (
-                f"{probe:.4g}",
-                f"{reference:.4g}",
-                f"{relative:.3g}" if self.holds_gains else f"{relative:.3f}",
-                "yes" if trained else "",
-                f"{adaptive[layer]:.3f}",
-            )
-            table.add_row(shown(layer), *values, style="bold" if trained else None)
-        return table
+        return as_table(self)
+
+    def __str__(self) -> str:
+        return as_text(self)
 
     def plot(self, path: str | os.PathLike[str] | None = None, title: str | None = None) -> Figure:
         """Draw R as blocks times sublayers, centred on its mean, with the layers TGL + FP trains marked.
@@ -282,3 +293,12 @@ class LayerTrace:
         if path is not None:
             save_figure(figure, path)
         return figure
+
+
+def _inner(trace: LayerTrace, model: nn.Module, layers: Layers) -> str:
+    """Say which part of a model has the layers of a trace, if one has."""
+    wanted = set(trace.layers)
+    for name, module in model.named_modules():
+        if name and set(partition((n for n, _ in module.named_parameters()), layers).values()) == wanted:
+            return f" The part {name} of the {type(model).__name__} has them: pass that one as the model."
+    return ""

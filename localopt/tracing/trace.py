@@ -190,6 +190,7 @@ def _refusal(average: Average, loss: Loss | None) -> str | None:
 
 
 def _name(model: nn.Module) -> str:
-    """A hub id, or the last folder of a path: traces are shared, the folders of a machine need not be."""
+    """A hub id, or the last part of a path: traces are shared, the folders of a machine need not be."""
     name = str(getattr(getattr(model, "config", None), "_name_or_path", ""))
-    return (Path(name).name if Path(name).is_absolute() else name) or type(model).__name__
+    here = name and (Path(name).is_absolute() or Path(name).exists())
+    return (Path(name).resolve().name if here else name) or type(model).__name__

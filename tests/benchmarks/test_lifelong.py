@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import lzma
 import random
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.lifelong import prepare
+from benchmarks.lifelong import prepare, start
 from benchmarks.lifelong.__main__ import main
 from benchmarks.lifelong.data.passages import answers_in_passages, lessons
 from benchmarks.lifelong.exam.exam import Exam, Item, masked, unmasked
@@ -19,9 +20,11 @@ from benchmarks.lifelong.methods.methods import METHODS, layer_names, make_optim
 from benchmarks.lifelong.methods.norms import Norms
 from benchmarks.lifelong.methods.rules import Case
 from benchmarks.lifelong.report import __main__ as report
+from benchmarks.lifelong.report import search
 from benchmarks.lifelong.report.records import Records, append
 from benchmarks.lifelong.report.statistics import Scores
 from benchmarks.lifelong.sweep import FEW, cells, finite
+from benchmarks.lifelong.training import Settings
 from localopt import LocalizedOptimizer
 from localopt.errors import InputError
 from localopt.pretraining.models import load_model
@@ -174,6 +177,40 @@ def test_a_report_without_adamw_says_what_to_run(out: Path, tmp_path: Path, caps
     assert "no run of adamw yet" in capsys.readouterr().err
 
 
+def test_another_seed_is_another_start_and_the_same_seed_the_same(
+    prepared: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "SEQUENCES", 8)
+    made = {}
+    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
+        network, tokenizer = load_model(str(model))
+        file = tmp_path / f"{name}.safetensors"
+        made[name] = start.start_weights(network, tokenizer, prepared, file, Settings(length=16), seed)[1]
+    assert made["one"] == made["again"] != made["other"]
+
+
+FICTIONAL = Path(__file__).parents[2] / "benchmarks" / "results" / "decay" / "fictional.jsonl.xz"
+
+
+def test_the_search_shows_every_run_beside_adamw_of_the_rate_named_beforehand(tmp_path: Path) -> None:
+    search.main([str(FICTIONAL), "--draws", "50", "--adamw", "6e-4", "--out", str(tmp_path / "search.md")])
+    lines = (tmp_path / "search.md").read_text().splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    assert rows[0][:4] == ["method", "rate", "A, seed 0", "end: uptake, WikiText, near lost, F1"]
+    runs = Records.read([FICTIONAL]).runs
+    assert len(rows) - 2 == len({(run["method"], run["lr"]) for run in runs})
+    [beside_itself] = [row for row in rows if row[:2] == ["AdamW on everything", "0.0006"]]
+    assert beside_itself[2] == "1.00 (1.00-1.00)"
+    [run] = [run for run in runs if (run["method"], run["lr"], run["half"]) == ("adamw", 6e-4, "A")]
+    assert beside_itself[3].endswith(f", {run['end']['f1']:.0%}")
+
+
+def test_the_search_without_that_adamw_says_what_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        search.main([str(FICTIONAL), "--adamw", "0.5", "--out", str(tmp_path / "search.md")])
+    assert "no run of adamw at 0.5 in these files" in capsys.readouterr().err
+
+
 # Methods
 
 
@@ -192,15 +229,34 @@ def scales(name: str, case: Case) -> dict[str, float]:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_something(name: str, case: Case, model: Path) -> None:
-    network, _ = load_model(str(model))
-    before = {name: parameter.clone() for name, parameter in network.named_parameters()}
-    optimizer = make_optimizer(network, 1e-2, METHODS[name].plan(case))
-    loss = network(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss
-    loss.backward()
-    if isinstance(optimizer, LocalizedOptimizer):
-        optimizer.observe(loss.detach())
-    optimizer.step()
-    assert any(not torch.equal(parameter, before[name]) for name, parameter in network.named_parameters())
+    entry = METHODS[name]
+    # What is added to a model is added to the one whose layers are known, and taken off again.
+    network = case.norms.model if entry.extension else load_model(str(model))[0]
+    with entry.extension(network, case) if entry.extension else nullcontext():
+        before = {name: parameter.clone() for name, parameter in network.named_parameters()}
+        optimizer = make_optimizer(network, 1e-3, entry.plan(case), entry.anchor, entry.layers)
+        loss = network(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss
+        loss.backward()
+        if isinstance(optimizer, LocalizedOptimizer):
+            optimizer.observe(loss.detach())
+        optimizer.step()
+        assert any(not torch.equal(parameter, before[name]) for name, parameter in network.named_parameters())
+    network.requires_grad_(True)
+
+
+def test_the_decay_may_decide_for_matrices_blocks_or_everything_at_once(case: Case, model: Path) -> None:
+    counts = {}
+    for name in ("selective", "selective-matrix", "selective-block", "selective-whole"):
+        entry = METHODS[name]
+        network, _ = load_model(str(model))
+        optimizer = make_optimizer(network, 1e-2, entry.plan(case), entry.anchor, entry.layers)
+        network(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
+        optimizer.step()
+        assert isinstance(optimizer, LocalizedOptimizer)
+        counts[name] = len(optimizer.report().names)
+        assert optimizer.report().share_updated == 1
+    assert counts["selective-whole"] == 1
+    assert 1 < counts["selective-block"] < counts["selective"] < counts["selective-matrix"]
 
 
 def test_random_layers_match_the_trace_in_number_and_kind_and_differ_from_draw_to_draw(case: Case) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from benchmarks.lifelong import prepare
@@ -16,13 +18,14 @@ from benchmarks.lifelong.methods.methods import make_optimizer
 from benchmarks.lifelong.methods.norms import best_rates
 from benchmarks.lifelong.methods.replay import SEQUENCES, replayed
 from benchmarks.lifelong.methods.rules import Case
-from benchmarks.lifelong.report import stability
+from benchmarks.lifelong.report import choice, stability
 from benchmarks.lifelong.start import plain_text
 from benchmarks.memory import growth
 from localopt import LocalizedOptimizer
 from localopt.layers import partition
 from localopt.pretraining.models import load_model
 from localopt.pretraining.probes import read_probes
+from localopt.tracing.layer_trace import LayerTrace
 from tests.benchmarks.invented import save_learned_model, write_data
 from tests.tiny_lm import tiny_model, tiny_tokenizer
 
@@ -190,8 +193,6 @@ def test_traces_from_few_examples_are_compared_with_the_trace_from_all(
     prepared: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, _ = load_model(str(model))
-    from safetensors.torch import save_file
-
     save_file({name: parameter.detach() for name, parameter in network.named_parameters()}, tmp_path / "start")
     monkeypatch.setattr(stability, "DRAWS", 5)
     given = ["--data", str(prepared), "--model", str(model), "--start", str(tmp_path / "start")]
@@ -199,6 +200,35 @@ def test_traces_from_few_examples_are_compared_with_the_trace_from_all(
     text = (tmp_path / "out" / "stability.md").read_text()
     assert "| A | ordinary text | 4 |" in text
     assert (tmp_path / "out" / "stability.json").is_file()
+
+
+def test_the_choice_from_a_corpus_is_compared_with_those_from_answers_and_text(
+    prepared: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, _ = load_model(str(model))
+    save_file({name: parameter.detach() for name, parameter in network.named_parameters()}, tmp_path / "start")
+    for name, value in (("DRAWS", 1), ("EXAMPLES", 8), ("SIZES", (2, 4))):
+        monkeypatch.setattr(choice, name, value)
+    given = ["--data", str(prepared), "--model", str(model), "--start", str(tmp_path / "start")]
+    choice.main([*given, "--out", str(tmp_path)])
+    rows = json.loads((tmp_path / "choice.json").read_text())["rows"]
+    assert [row["trace"] for row in rows if row["half"] == "A"] == [
+        "corpus against ordinary text",
+        "answers against own text",
+        "answers against ordinary text",
+        "corpus against own text, 2 of each",
+        "corpus against own text, 4 of each",
+    ]
+    assert all(0 <= row["both"] <= min(row["chosen"], row["of"]) and -1 <= row["rank"] <= 1 for row in rows)
+    assert "| A | corpus against ordinary text |" in (tmp_path / "choice.md").read_text()
+
+
+def test_a_choice_compared_with_itself_agrees_in_everything() -> None:
+    trace = LayerTrace(("a", "b", "c"), torch.tensor([1.0, 2.0, 9.0]), torch.ones(3), {"score": "gains"})
+    assert choice.compared(trace, trace) == {"rank": pytest.approx(1), "chosen": 1, "of": 1, "both": 1, "shared": 1}
+    other = LayerTrace(("a", "b", "c"), torch.tensor([9.0, 8.0, 1.0]), torch.ones(3), {"score": "gains"})
+    found = choice.compared(other, trace)
+    assert (found["rank"], found["chosen"], found["both"], found["shared"]) == (pytest.approx(-1), 2, 0, 0)
 
 
 def test_memory_growth_sees_what_a_run_holds() -> None:

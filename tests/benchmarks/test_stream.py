@@ -86,7 +86,9 @@ def test_a_method_that_decays_is_run_toward_both_starts_and_others_once(out: Pat
     decayed = [(name, anchor) for name in ("selective", "anchor") for anchor in ("first", "last")]
     assert found == [("adamw", "none"), *decayed, ("gain-damage-fp", "none")]
     assert [name for name in METHODS if METHODS[name].decays] == [
-        name for name in METHODS if any(word in name for word in ("anchor", "selective", "cautious", "recadam"))
+        name
+        for name in METHODS
+        if any(word in name for word in ("anchor", "selective", "cautious", "recadam", "chosen"))
     ]
 
 

@@ -39,6 +39,8 @@ def test_one_that_steps_through_another_is_named() -> None:
     assert "Magma steps through another optimizer (AdamW)" in verdict.said
     page = zoo.table([verdict])
     assert "| Magma (pytorch_optimizer) | no | no | no |" in page
+    assert "Not run" not in page
+    assert "\nNot run: timm (no torchvision).\n" in zoo.table([verdict], {"timm": "no torchvision"})
 
 
 def test_an_optimizer_without_a_schedule_is_put_to_training_and_evaluation_through_the_wrapper() -> None:

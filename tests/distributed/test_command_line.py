@@ -63,7 +63,7 @@ def test_a_trace_by_two_processes_is_that_of_one_and_written_once(inputs: Path, 
     two, one = (LayerTrace.load(tmp_path / f"{name}.safetensors") for name in ("two", "one"))
     torch.testing.assert_close(two.relative_norms, one.relative_norms, rtol=1e-5, atol=0)
     assert two.metadata["reference_examples"] == one.metadata["reference_examples"]
-    assert printed.count("FP trains") == 1
+    assert printed.count("to train: ") == 1
 
 
 @pytest.fixture(scope="module")

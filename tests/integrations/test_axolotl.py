@@ -64,9 +64,21 @@ def test_rates_scale_with_the_trace(tmp_path: Path) -> None:
     assert options == {"layers": "sublayer"}
 
 
+def test_a_run_of_adapters_takes_a_trace_of_the_whole_model_when_it_says_so(tmp_path: Path) -> None:
+    policy, _ = settings({"trace": str(trace(tmp_path)), "partial": True})
+    assert isinstance(policy, Fixed)
+    policy.bind(["model.layers.0.mlp"], torch.device("cpu"))
+    policy, _ = settings({"trace": str(trace(tmp_path))})
+    with pytest.raises(ValueError, match="partial=True"):
+        policy.bind(["model.layers.0.mlp"], torch.device("cpu"))  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
-    [({"anchor": 1}, "does not know anchor; it takes trace"), ({"rates": True}, "give localopt.trace too")],
+    [
+        ({"anchor": 1}, "does not know anchor; it takes trace"),
+        ({"rates": True}, "rates is about a trace: give localopt.trace too"),
+    ],
 )
 def test_a_configuration_that_cannot_be_meant_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import matplotlib.image
 import pytest
 import torch
 from torch.optim import AdamW
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from localopt import AboveMean, Fixed, LocalizedOptimizer, RandomLayers, Smoothed, partition
 from localopt.integrations.transformers import LocalizationCallback, Localize, localize, localized_optimizer
@@ -173,6 +175,30 @@ def test_norms_and_scales_reach_tensorboard_at_the_logging_interval(tmp_path: Pa
     assert logged["train/share_updated"][-1] == (4, pytest.approx(report.share_updated))
     assert logged["train/updated_layers"][-1] == (4, len(report.updated))
     assert logged["train/skipped_steps"] == [(2, 0), (4, 0)]
+
+
+def test_the_picture_of_the_run_reaches_tensorboard_with_every_checkpoint_and_at_the_end(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = trainer(arguments(tmp_path, report_to="tensorboard", max_steps=5))
+    mine: dict[str, Any] = {}
+
+    class Asked(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            mine["history"] = localized(run).history(every=2)
+
+    run.add_callback(Asked())
+    run.add_callback(LocalizationCallback(run))
+    run.train()
+    assert mine["history"].steps == [1, 3, 5]  # whoever asked first keeps what is noted
+    [file] = tmp_path.rglob("events.out.tfevents*")
+    events = accumulator.EventAccumulator(str(file), size_guidance={"images": 0})
+    events.Reload()
+    images = events.Images("localopt/layers")
+    assert [image.step for image in images][:2] == [2, 4]
+    assert images[-1].step == 5
+    drawn = matplotlib.image.imread(io.BytesIO(images[-1].encoded_image_string))
+    assert drawn.shape[:2] == (images[-1].height, images[-1].width)
+    assert drawn.std() > 0
 
 
 def test_the_history_and_the_console_get_one_short_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

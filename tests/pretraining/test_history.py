@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,47 @@ def test_a_full_disk_leaves_the_older_file_as_it_was(tmp_path: Path) -> None:
     with full_disk(200), pytest.raises(InputError, match=r"history\.json: cannot be written: File too large"):
         HISTORY.save(path)
     assert contents(tmp_path) == before
+
+
+def test_it_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a power cut may find: a name is only ever given to a file that was seen onto the disk, then itself is."""
+    steps: list[tuple[str, str]] = []
+    replace, fsync = os.replace, os.fsync
+
+    def seen_to_disk(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        steps.append(("fsync", path.name if path.is_dir() else path.read_text()))
+        fsync(descriptor)
+
+    def renamed(source: Path, target: Path) -> None:
+        steps.append(("rename", source.read_text()))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", seen_to_disk)
+    monkeypatch.setattr(os, "replace", renamed)
+    HISTORY.save(tmp_path / "run" / "history.json")
+    written = (tmp_path / "run" / "history.json").read_text()
+    assert steps == [("fsync", written), ("rename", written), ("fsync", "run")]
+
+
+def test_whenever_its_writer_is_killed_the_old_or_the_new_one_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "history.json"
+    short, long = History(HISTORY.settings), History(HISTORY.settings, scores=HISTORY.scores * 20)
+    for kill in range(20):
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            while True:
+                long.save(path)
+                os.write(writer, b".")
+                short.save(path)
+        os.read(reader, 1)  # it is at work
+        time.sleep(0.001 * kill)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(reader)
+        os.close(writer)
+        assert History.load(path) in (short, long)
 
 
 def test_a_run_asked_the_same_may_go_on() -> None:

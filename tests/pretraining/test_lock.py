@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from localopt.errors import InputError
+from localopt.pretraining.history import refuse_taken
 from localopt.pretraining.lock import LOCK, alone_in_its_folder, held, refuse_held
 from tests.tiny_files import contents
 
@@ -105,3 +106,25 @@ def test_a_function_holds_the_folder_it_writes_to(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="on the way"):
         work(fails=True, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_whose_run_died_before_it_had_begun_is_taken_and_held(tmp_path: Path) -> None:
+    @alone_in_its_folder
+    def work(out: Path) -> None:
+        refuse_taken(out, resume=True)
+        refuse_taken(out, resume=False)
+        with pytest.raises(InputError, match="another run is at work"), held(out):
+            pass
+        (out / "history.partial").replace(out / "history.json")
+
+    (tmp_path / LOCK).write_text('{"proc')
+    (tmp_path / "history.partial").write_text('{"sett')
+    work(tmp_path)
+    assert sorted(contents(tmp_path)) == ["history.json"]
+
+
+def test_a_folder_that_holds_something_of_the_users_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / LOCK).touch()
+    (tmp_path / "notes").touch()
+    with pytest.raises(InputError, match="exists and is not empty"):
+        refuse_taken(tmp_path, resume=True)

@@ -24,9 +24,10 @@ from localopt.layers import partition
 from localopt.policies import AboveMean, Fixed
 from localopt.policies.compose import RelativeTo
 from localopt.pretraining import trainer
-from localopt.pretraining.checkpoints import last_whole, seal
+from localopt.pretraining.checkpoints import last_whole, newest, seal
 from localopt.pretraining.history import History
 from localopt.pretraining.lock import LOCK
+from localopt.pretraining.notes import NOTES, load_notes
 from localopt.pretraining.optimizers import make_optimizer
 from localopt.pretraining.probes import read_corpus
 from localopt.pretraining.scoring import as_numbers, read_sets, score_sets
@@ -486,3 +487,26 @@ def test_a_half_written_checkpoint_does_not_change_the_result(inputs: Path, runs
     model, history = run(inputs, out, replace(SETTINGS, method="online"), trace=TRACE, resume=True)
     assert history == runs["online"][1]
     assert not moved(weights(model), weights(runs["online"][0]))
+    last, whole = (newest(folder / "checkpoints") for folder in (out, runs["online"][2]))
+    assert last is not None
+    assert whole is not None
+    assert contents(last)[NOTES] == contents(whole)[NOTES]
+
+
+def test_a_checkpoint_holds_what_every_step_did_to_every_layer(runs: Runs, tmp_path: Path) -> None:
+    last = newest(runs["online"][2] / "checkpoints")
+    assert last is not None
+    assert last.name == "checkpoint-10"
+    noted = load_notes(last)
+    assert noted is not None
+    assert noted.names == LAYERS
+    assert noted.steps == list(range(1, 11))
+    updated = [name for name, scale in zip(noted.names, noted.scales[-1].tolist(), strict=True) if scale > 0]
+    assert updated == runs["online"][1].scores[-1]["updated_layers"]
+    assert (noted.norms > 0).all()
+    full = newest(runs["full"][2] / "checkpoints")  # the bare optimizer notes nothing
+    assert full is not None
+    assert load_notes(full) is None
+    (tmp_path / NOTES).write_bytes((last / NOTES).read_bytes()[:-9])
+    with pytest.raises(InputError, match=r"is not what a run notes of its layers \(.*\): remove the checkpoint"):
+        load_notes(tmp_path)

@@ -64,6 +64,24 @@ def test_layers_added_later_are_unknown_before() -> None:
     assert history.norms.isnan().tolist() == [[False, True, False], [False, False, False]]
 
 
+def test_a_history_that_was_saved_goes_on_as_if_it_had_not_been() -> None:
+    whole, first, second = (History(every=2, names=("a", "b"), most=6) for _ in range(3))
+
+    def note(history: History, steps: range) -> None:
+        for step in steps:
+            history.add(None if step % 3 == 0 else torch.tensor([float(step), 1.0]), torch.tensor([1.0, float(step)]))
+
+    note(whole, range(1, 41))
+    note(first, range(1, 24))
+    second.resume(first.saved())
+    note(second, range(24, 41))
+    assert (second.every, second.steps) == (whole.every, whole.steps)
+    torch.testing.assert_close(second.norms, whole.norms, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(second.scales, whole.scales)
+    with pytest.raises(ValueError, match="saved of 2 layers, and there are 1 now"):
+        History(1, ("a",)).resume(first.saved())
+
+
 def test_an_interval_that_is_none_is_refused() -> None:
     model = two_layers()
     with pytest.raises(ValueError, match="every must be at least 1 step"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from typing import Any
 
@@ -231,6 +232,20 @@ def test_clipping_by_one_side_says_nothing() -> None:
     assert run(clip=0.01, max_grad_norm=None) == []
     assert run(clip=None, max_grad_norm=0.5) == []
     assert run(clip=None, max_grad_norm=1e-3) == []
+
+
+@pytest.mark.filterwarnings("error")
+def test_steps_that_are_no_numbers_tell_nothing_of_clipping() -> None:
+    model = two_layers()
+    optimizer = LocalizedOptimizer(SGD(model.parameters(), lr=1e-3), model, max_grad_norm=0.5)
+    for step in range(10):
+        optimizer.zero_grad()
+        backward(model, step)
+        first = next(model.parameters())
+        assert first.grad is not None
+        first.grad[0] = math.nan if step < 9 else 1.0
+        optimizer.step()
+    assert optimizer.report().skipped_steps == 9
 
 
 def test_the_same_batch_again_and_again_is_no_clipping() -> None:

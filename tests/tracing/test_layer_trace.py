@@ -242,6 +242,23 @@ def test_the_table_has_a_row_a_layer_and_says_what_is_trained() -> None:
     assert "model.layers.10.cross_attention" in first
 
 
+def test_a_trace_prints_as_its_table() -> None:
+    lines = str(made({"h.0.mlp": 1.0, "h.1.mlp": 3.0}, model="[a]\x1b")).splitlines()
+    assert lines[0].strip() == "[a]\\x1b: relative gradient norms"
+    assert [[cell.strip() for cell in line.strip("│").split("│")][::4] for line in lines if line[:1] == "│"] == [
+        ["h.0.mlp", ""],
+        ["h.1.mlp", "yes"],
+    ]
+    assert lines[-1].strip() == "FP trains 1 of 2 layers"
+    many = made({f"model.layers.{'x' * 90}.{i}.attention": 1.0 for i in range(3)})
+    assert sum("x" * 90 in line for line in str(many).splitlines()) == 3  # nothing is cut off
+
+
+def test_a_trace_that_cannot_choose_prints_why() -> None:
+    trace = LayerTrace(("a", "b"), torch.tensor([3.0, 1.0]), torch.tensor([2.0, 0.0]))
+    assert str(trace).startswith("a, b: the reference gives b no gradient")
+
+
 def test_the_plot_is_written_where_asked(tmp_path: Path) -> None:
     trace = made({"embed": 1.0, "h.0.attention": 2.0, "h.0.mlp": 0.5}, model="someone/tiny")
     figure = trace.plot(tmp_path / "trace.png")

@@ -30,8 +30,8 @@ from localopt.pretraining.models import load_model
 LEVELS = (0.05, 0.1, 0.2)
 Make = Callable[[PreTrainedModel, float], Optimizer]
 RATES: dict[str, tuple[Make, tuple[float, ...]]] = {
-    "one line": (one_line, (1.5e-4, 3e-4, 6e-4, 1.2e-3)),
-    "AdamW": (adamw, (1.5e-4, 3e-4, 6e-4)),
+    "one line": (one_line, (1.5e-4, 3e-4, 6e-4, 1.2e-3, 2.4e-3)),
+    "AdamW": (adamw, (1.5e-4, 3e-4, 6e-4, 1.2e-3)),
 }
 
 

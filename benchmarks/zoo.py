@@ -17,7 +17,7 @@ import copy
 import importlib
 import importlib.metadata
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,8 +213,8 @@ def maker(package: str, cls: Any) -> Make:
     return make
 
 
-def table(verdicts: list[Verdict]) -> str:
-    """Write the verdicts as a page: what keeps all laws, and what does not."""
+def table(verdicts: list[Verdict], not_run: Mapping[str, str] | None = None) -> str:
+    """Write the verdicts as a page: what keeps all laws, what does not, and which packages were not run, and why."""
     lines = [
         "# Optimizers of other packages, localized",
         "",
@@ -232,6 +232,7 @@ def table(verdicts: list[Verdict]) -> str:
         lines.append(
             f"| {package} | {version} | {len(mine)} | {len(good)} ({len(good) / len(mine):.0%}) | {rescaled} |"
         )
+    lines += ["", *(f"Not run: {package} ({why})." for package, why in not_run.items())] if not_run else []
     for title, chosen in (
         ("Keep all laws", [v for v in verdicts if v.all_laws and v.kept["half"]]),
         ("Keep all laws under policies of zeros and ones", [v for v in verdicts if v.all_laws and not v.kept["half"]]),
@@ -252,16 +253,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/optimizer-zoo.md"))
     parser.add_argument("--package", action="append", choices=("pytorch_optimizer", "timm", "schedulefree"))
     arguments = parser.parse_args()
-    verdicts = []
+    verdicts, not_run = [], {}
     for package in arguments.package or ("pytorch_optimizer", "timm", "schedulefree"):
         try:
             found = list(optimizers(package))
         except ImportError as error:
+            not_run[package] = str(error)
             print(f"{package}: {error}: install the extra bench, pip install 'localopt[bench]'")
             continue
         verdicts += [judge(package, name, make) for name, make in found]
-    arguments.out.write_text(table(verdicts), encoding="utf-8")
-    print(table(verdicts))
+    arguments.out.write_text(table(verdicts, not_run), encoding="utf-8")
+    print(table(verdicts, not_run))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--lrs", nargs="+", type=float, default=[1.5e-4], metavar="RATE")
     parser.add_argument("--halves", nargs="+", default=["A", "B"], choices=["A", "B"], metavar="A|B")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED")
+    parser.add_argument(
+        "--start-seed", type=int, default=0, metavar="SEED", help="of the start that an OUT without one begins with"
+    )
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast, for processors that have it")
     parser.add_argument("--smoke", action="store_true", help="one epoch of short texts: does it run?")
     given = parser.parse_args(arguments)
@@ -39,6 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
             cells(given.methods, given.lrs, given.halves, given.seeds),
             settings,
             resume=given.resume,
+            start_seed=given.start_seed,
         )
     except InputError as error:
         print(f"lifelong: {error}", file=sys.stderr)

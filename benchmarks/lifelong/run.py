@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from benchmarks.lifelong.data.passages import lessons
 from benchmarks.lifelong.exam.divergence import Divergence
 from benchmarks.lifelong.exam.exam import Exam
-from benchmarks.lifelong.methods.methods import METHODS, layer_names
+from benchmarks.lifelong.methods.methods import METHODS
 from benchmarks.lifelong.methods.norms import Norms, kept_facts
+from benchmarks.lifelong.methods.optimizers import layer_names
 from benchmarks.lifelong.methods.rules import Case
 from benchmarks.lifelong.start import Weights, place
 from benchmarks.lifelong.teaching import teach
@@ -63,18 +65,18 @@ class Bench:
         self._know_start(cell.half)
         case = Case(layer_names(self.model), cell.half, cell.seed, self.norms)
         record: Row = {"method": cell.method, "lr": cell.lr, "half": cell.half, "seed": cell.seed}
-        record |= teach(
-            self.model, self.tokenizer, self.prepared, case, cell.method, cell.lr, self.settings, self.start
-        )
-        end = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
-        record["points"] = {}
-        along = METHODS[cell.method].path
-        shares = along(case, self.start, end) if along else None
-        for share in SHARES:
-            place(self.model, self.start, end, shares(share) if shares else share)
-            record["points"][str(share)] = self.point(cell.half)
-        record["end"] = self.at_the_end(cell.half)
-        record["relearned"] = self.relearned()
+        entry = METHODS[cell.method]
+        with entry.extension(self.model, case) if entry.extension else nullcontext({}) as added:
+            start = self.start | added
+            record |= teach(self.model, self.tokenizer, self.prepared, case, cell.method, cell.lr, self.settings, start)
+            end = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
+            record["points"] = {}
+            shares = entry.path(case, start, end) if entry.path else None
+            for share in SHARES:
+                place(self.model, start, end, shares(share) if shares else share)
+                record["points"][str(share)] = self.point(cell.half)
+            record["end"] = self.at_the_end(cell.half)
+            record["relearned"] = self.relearned()
         return record | {"seconds": round(time.perf_counter() - began, 1)}
 
     def point(self, half: str) -> Row:

@@ -36,9 +36,17 @@ def model_of(prepared: Path) -> str:
 
 
 def start_weights(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prepared: Path, file: Path, settings: Settings
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prepared: Path,
+    file: Path,
+    settings: Settings,
+    seed: int = 0,
 ) -> tuple[Weights, str]:
     """The start's weights by parameter name, and their fingerprint: read from `file`, or trained and written there.
+
+    Another seed reads other ordinary text, and everything in another order: another start, so that no finding hangs on
+    one.
 
     The same files, settings, machine and number of threads give the same weights to the bit; another machine gives
     others that differ by rounding.
@@ -46,10 +54,10 @@ def start_weights(
     if not file.is_file():
         passages = [row for _, row in json_lines(prepared / "corpus_style.jsonl")]
         length = min(settings.length, LENGTH)
-        sequences = plain_text(tokenizer, prepared, length)[:SEQUENCES]
+        sequences = plain_text(tokenizer, prepared, length)[seed * SEQUENCES :][:SEQUENCES]
         sequences += texts(passages, tokenizer, length) * READINGS
-        random.Random(0).shuffle(sequences)
-        fit(model, [sequences], AdamW(grouped(list(model.parameters())), lr=RATE, fused=True), settings, seed=0)
+        random.Random(seed).shuffle(sequences)
+        fit(model, [sequences], AdamW(grouped(list(model.parameters())), lr=RATE, fused=True), settings, seed=seed)
         partial = file.with_suffix(".partial")
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: parameter.detach() for name, parameter in model.named_parameters()}, partial)

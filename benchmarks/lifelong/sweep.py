@@ -16,8 +16,8 @@ import torch
 
 from benchmarks.lifelong.data.passages import SPLITS
 from benchmarks.lifelong.exam.exam import Exam, Item, masked
-from benchmarks.lifelong.methods.methods import layer_names
 from benchmarks.lifelong.methods.norms import Norms
+from benchmarks.lifelong.methods.optimizers import layer_names
 from benchmarks.lifelong.report.records import Records, append
 from benchmarks.lifelong.run import Bench, Cell
 from benchmarks.lifelong.start import place, start_weights
@@ -48,12 +48,14 @@ def sweep(
     settings: Settings,
     *,
     resume: bool,
+    start_seed: int = 0,
     run: Callable[[Bench, AnyCell], Row] = Bench.run,
     kept: type[Records] = Records,
 ) -> Path:
     """Do what is not done yet; returns OUT/runs.jsonl.
 
-    `run` makes the record of a cell, and `kept` is how they are kept. OUT also keeps the start's weights and the norms
+    `start_seed` is that of the start, where it is made now. `run` makes the record of a cell, and `kept` is how they
+    are kept. OUT also keeps the start's weights and the norms
     of its layers, which can be made again.
 
     Raises:
@@ -71,7 +73,7 @@ def sweep(
     _say(f"{len(planned)} runs, {len(planned) - len(todo)} of them done")
     if not todo:
         return file
-    bench, identity = _bench(prepared, model, out, settings, records)
+    bench, identity = _bench(prepared, model, out, settings, records, start_seed)
     if identity not in records.starts:
         records.add(_begin(bench, identity, inputs, records, file))
     began = time.perf_counter()
@@ -86,10 +88,12 @@ def sweep(
     return file
 
 
-def _bench(prepared: Path, name: str, out: Path, settings: Settings, records: Records) -> tuple[Bench, str]:
+def _bench(
+    prepared: Path, name: str, out: Path, settings: Settings, records: Records, start_seed: int
+) -> tuple[Bench, str]:
     model, tokenizer = load_model(name)
     began = time.perf_counter()
-    start, identity = start_weights(model, tokenizer, prepared, out / "start.safetensors", settings)
+    start, identity = start_weights(model, tokenizer, prepared, out / "start.safetensors", settings, start_seed)
     _say(f"start {identity}, {time.perf_counter() - began:.0f} s")
     norms = Norms(
         out / f"norms-{identity}.json", prepared, model, tokenizer, settings.length, lambda: place(model, start)

@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -20,6 +20,9 @@ from localopt.pretraining.probes import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Loss: TypeAlias = Callable[[nn.Module, Sequence[Example]], Tensor]
+"""The loss of a model on a batch of sequences, a scalar."""
 
 WARMUP = 0.05  # share of the steps
 WEIGHT_DECAY = 0.01  # on matrices
@@ -66,6 +69,13 @@ def grouped(parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
+def own_loss(model: nn.Module, sequences: Sequence[Example]) -> Tensor:
+    """The model's own: the mean NLL of the labeled tokens."""
+    ids, labels, attention = padded(sequences)
+    loss: Tensor = model(input_ids=ids, labels=labels, attention_mask=attention, use_cache=False).loss
+    return loss
+
+
 def fit(
     model: nn.Module,
     epochs: Sequence[Sequence[Example]],
@@ -73,6 +83,7 @@ def fit(
     settings: Settings,
     seed: int,
     after_step: Callable[[], None] = lambda: None,
+    loss_of: Loss = own_loss,
 ) -> None:
     """Train on the sequences of each epoch, in an order that depends on the seed alone.
 
@@ -87,9 +98,8 @@ def fit(
     for sequences in epochs:
         order = torch.randperm(len(sequences), generator=generator)
         for chosen in torch.split(order, settings.batch_size):
-            ids, labels, attention = padded([sequences[int(i)] for i in chosen])
             with settings.autocast():
-                loss = model(input_ids=ids, labels=labels, attention_mask=attention, use_cache=False).loss
+                loss = loss_of(model, [sequences[int(i)] for i in chosen])
             loss.backward()
             if isinstance(optimizer, LocalizedOptimizer):
                 optimizer.observe(loss.detach())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.optim import Optimizer
 
-from benchmarks.lifelong.methods.methods import partition_of
+from benchmarks.lifelong.methods.optimizers import partition_of
 from benchmarks.lifelong.methods.rules import Online, Scales
 from localopt import LocalizedOptimizer
 from localopt.layers import partition

@@ -57,7 +57,7 @@ def core(workload: Workload, inner: AdamW, share: float) -> Iterator[Contender]:
         "fixed + clip": {"policy": fixed, "max_grad_norm": MAX_NORM},
     }
     yield Contender("AdamW fused", workload, inner.step)
-    yield Contender("clip + AdamW fused", workload, _clipped(inner.step, parameters))
+    yield Contender("clip + AdamW fused", workload, clipped(inner.step, parameters))
     for name, options in ours.items():
         yield Contender(name, workload, LocalizedOptimizer(inner, **options).step)
     yield Contender("AdamW fused, chosen layers alone", workload, inner.step, only=chosen)
@@ -78,7 +78,7 @@ def of_torch(workload: Workload) -> Iterator[Contender]:
             made[f"AdamW {way}"] = AdamW(parameters, lr=1e-5, **options)  # type: ignore[assignment]
         for name, optimizer in made.items():
             yield Contender(name, workload, optimizer.step)
-            yield Contender(f"clip + {name}", workload, _clipped(optimizer.step, parameters))
+            yield Contender(f"clip + {name}", workload, clipped(optimizer.step, parameters))
     yield Contender("torch._foreach_norm", workload, lambda: torch._foreach_norm([p.grad for p in parameters]))
 
 
@@ -143,7 +143,7 @@ def _norms(workload: Workload) -> Callable[[], Tensor]:
     return lambda: layer_norms([parameter.grad for parameter in workload.parameters.values()], layout)
 
 
-def _clipped(step: Callable[[], Any], parameters: list[Any]) -> Callable[[], None]:
+def clipped(step: Callable[[], Any], parameters: list[Any]) -> Callable[[], None]:
     def clip_and_step() -> None:
         clip_grad_norm_(parameters, MAX_NORM)
         step()

@@ -19,7 +19,7 @@ from torch.optim import SGD, Adagrad, AdamW, Optimizer
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.speed.fake_device import Recorded, fake_cuda, give_gradients, module_of
-from benchmarks.speed.workloads import shapes_of
+from benchmarks.speed.workloads import MODEL_HELP, shapes_of
 from localopt import AboveMean, AnchorDecay, LocalizedOptimizer
 from localopt.layers import partition
 from localopt.signals import SIGNALS, LayerSignals
@@ -132,7 +132,9 @@ def _size(count: int) -> str:
 
 @app.command()
 def main(
-    models: Annotated[str, typer.Option(help="Comma-separated models.")] = ",".join(MODELS),
+    models: Annotated[
+        str, typer.Option("--model", "--models", help=f"{MODEL_HELP} Several: comma-separated.", metavar="MODEL")
+    ] = ",".join(MODELS),
     out: Annotated[Path | None, typer.Option(help="Write the page to this file.")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="The smallest model alone.")] = False,
 ) -> None:

@@ -1,7 +1,9 @@
 """What a localized step costs, against the optimizer it wraps and against other packages.
 
 python -m benchmarks.speed.step                       the 135M model, fp32, every contender
-python -m benchmarks.speed.step --models 1B --core    only fused AdamW and ours around it
+python -m benchmarks.speed.step --model 1B --core     only fused AdamW and ours around it
+python -m benchmarks.speed.step --model FOLDER --optimizer "SGD(momentum=0.9)" --policy "TopK(0.25)"
+                                                      your own shapes, optimizer and policy, and nothing else
 python -m benchmarks.speed.step --smoke               seconds, for CI
 """
 
@@ -21,10 +23,10 @@ from rich.table import Table
 from torch.optim import AdamW
 
 from benchmarks.memory import growth
-from benchmarks.speed import contenders
+from benchmarks.speed import contenders, own
 from benchmarks.speed.contenders import Contender
 from benchmarks.speed.launches import calls
-from benchmarks.speed.workloads import CONFIGS, Workload, of_layers, of_model
+from benchmarks.speed.workloads import MODEL_HELP, Workload, of_layers, of_model
 from benchmarks.stamp import stamp
 from benchmarks.timing import Timing, bandwidth, interleave
 from localopt.signals import layer_norms, reference_layer_norms
@@ -39,7 +41,16 @@ console = Console()
 
 @app.command()
 def main(
-    models: Annotated[str, typer.Option(help=f"Comma-separated, of: {', '.join(CONFIGS)}.")] = "135M",
+    models: Annotated[
+        str, typer.Option("--model", "--models", help=f"{MODEL_HELP} Several: comma-separated.", metavar="MODEL")
+    ] = "135M",
+    optimizer: Annotated[
+        str | None,
+        typer.Option(help="Time this one alone, bare and localized: a class of torch.optim.", metavar="NAME"),
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="The policy that localizes it: one of localopt's.", metavar="NAME")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16: parameters, gradients and moments.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
     rounds: Annotated[int, typer.Option(help="Timed repetitions of every contender.")] = 21,
@@ -56,6 +67,12 @@ def main(
         models, rounds, layers = "smoke", 2, False
     place = torch.device(device)
     results: dict[str, Any] = {"stamp": stamp(), "dtype": dtype, "rounds": rounds, "models": {}}
+    if optimizer is not None or policy is not None:
+        chosen = own.Choice(optimizer or "AdamW", policy or "AboveMean")
+        results["own"] = {name: own.time_own(name, chosen, DTYPES[dtype], device, rounds) for name in models.split(",")}
+        if json_file is not None:
+            json_file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        return
     results["bandwidth"] = bandwidth(place, 1 << 20 if smoke else 1 << 27)
     for name in models.split(","):
         results["models"][name] = time_model(name, DTYPES[dtype], device, rounds, core, results["bandwidth"])
@@ -182,8 +199,11 @@ def _others(workload: Workload, inner: AdamW, rounds: int) -> dict[str, Any]:
     for enter in peers:
         try:
             entered = enter()
-        except Exception as error:  # not installed, or it cannot run here: reported as such
-            found[_name_of(enter)] = {"error": f"{type(error).__name__}: {error}".split("\n")[0]}
+        except ImportError:
+            found[_name_of(enter)] = {"error": "not installed, the extra bench brings it: pip install '.[bench]'"}
+            continue
+        except Exception as error:  # it cannot run here: reported as such
+            found[_name_of(enter)] = {"error": f"failed: {type(error).__name__}: {error}".split("\n")[0]}
             continue
         timings = interleave([*ours, *entered], rounds, title="others")
         for name, timing in timings.items():
@@ -208,7 +228,7 @@ def _others_table(name: str, others: dict[str, Any]) -> Table:
         table.add_row(key, _shown(one["ratio"]))
     for key, one in others.items():
         if one.get("error"):
-            table.add_row(key, f"failed: {one['error'][:60]}")
+            table.add_row(key, one["error"][:80])
     return table
 
 

@@ -187,7 +187,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured, with the stamp")
     parser.add_argument("--smoke", action="store_true", help="a tiny model, in seconds")
-    parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--rounds", "--repetitions", dest="repetitions", type=int, default=9)
     parser.add_argument("--examples", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=64, help="length of an example")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

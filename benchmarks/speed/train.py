@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.memory import growth
 from benchmarks.speed.contenders import Chosen
-from benchmarks.speed.workloads import CONFIGS, spread
+from benchmarks.speed.workloads import MODEL_HELP, config_of, spread
 from benchmarks.stamp import stamp
 from benchmarks.timing import rounds_of
 from localopt import Fixed, LocalizedOptimizer
@@ -44,10 +44,12 @@ console = Console()
 class Run:
     """A model in training by one method."""
 
-    def __init__(self, method: str, size: str, batch: tuple[int, int]) -> None:
+    def __init__(self, method: str, size: str, batch: tuple[int, int], device: str = "cpu") -> None:
         torch.manual_seed(0)
-        self.model = AutoModelForCausalLM.from_config(CONFIGS[size])
-        self.ids = torch.randint(0, CONFIGS[size].vocab_size, batch)
+        self.device = torch.device(device)
+        config = config_of(size)
+        self.model = AutoModelForCausalLM.from_config(config, trust_remote_code=False).to(self.device)
+        self.ids = torch.randint(0, config.vocab_size, batch, device=self.device)
         layer_of = partition(name for name, _ in self.model.named_parameters())
         chosen, _ = spread(dict(self.model.named_parameters()), 0.5)
         if method == "FP deep":
@@ -67,7 +69,7 @@ class Run:
             self.optimizer = LocalizedOptimizer(self.optimizer, self.model, rates)
 
     def forward(self) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16):
             loss: torch.Tensor = self.model(input_ids=self.ids, labels=self.ids).loss
         return loss
 
@@ -81,18 +83,24 @@ class Run:
 
     def timed(self) -> tuple[float, float, float]:
         """Seconds of the forward pass, the backward pass and the update of one step."""
-        begun = time.perf_counter()
+        begun = self._now()
         loss = self.forward()
-        read = time.perf_counter()
+        read = self._now()
         loss.backward()
-        known = time.perf_counter()
+        known = self._now()
         self.update()
-        return read - begun, known - read, time.perf_counter() - known
+        return read - begun, known - read, self._now() - known
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
 
 @app.command()
 def main(
-    size: Annotated[str, typer.Option(help=f"One of: {', '.join(CONFIGS)}.")] = "135M",
+    size: Annotated[str, typer.Option("--model", "--size", help=MODEL_HELP, metavar="MODEL")] = "135M",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     rounds: Annotated[int, typer.Option(help="Timed steps of every method.")] = 7,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
     smoke: Annotated[
@@ -104,9 +112,9 @@ def main(
     batch = (2, 16) if smoke else (8, 160)
     size = "smoke" if smoke else size
     if memory_of is not None:
-        print(json.dumps(_peak_memory(memory_of, size, batch)))
+        print(json.dumps(_peak_memory(memory_of, size, batch, device)))
         return
-    runs = {method: Run(method, size, batch) for method in METHODS}
+    runs = {method: Run(method, size, batch, device) for method in METHODS}
     parts: dict[str, list[tuple[float, float, float]]] = {method: [] for method in METHODS}
 
     def step(method: str) -> float:
@@ -116,9 +124,9 @@ def main(
     seconds = rounds_of({method: partial(step, method) for method in METHODS}, 1 if smoke else rounds)
     shares = {method: run.share for method, run in runs.items()}
     runs.clear()  # the memory of each is measured in a process of its own
-    memory = {method: _in_a_process(method, size, smoke) for method in METHODS}
+    memory = {method: _in_a_process(method, size, device, smoke) for method in METHODS}
     table = Table(
-        title=f"{size}, batch {batch[0]} x {batch[1]}, bf16 autocast: one training step",
+        title=f"{size}, batch {batch[0]} x {batch[1]}, bf16 autocast, {device}: one training step",
         caption="; ".join(f"{method}: {label}" for method, label in METHODS.items()),
     )
     columns = (
@@ -150,20 +158,28 @@ def main(
         table.add_row(method, *row, f"{memory[method] / 1e6:.0f} MB")
     console.print(table)
     if json_file is not None:
-        result = {"stamp": stamp(), "size": size, "batch": batch, "rounds": rounds, "methods": figures}
+        result = {
+            "stamp": stamp(),
+            "size": size,
+            "device": device,
+            "batch": batch,
+            "rounds": rounds,
+            "methods": figures,
+        }
         json_file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def _in_a_process(method: str, size: str, smoke: bool) -> int:
-    arguments = [sys.executable, "-m", "benchmarks.speed.train", "--size", size, "--memory-of", method]
+def _in_a_process(method: str, size: str, device: str, smoke: bool) -> int:
+    arguments = [sys.executable, "-m", "benchmarks.speed.train", "--model", size, "--device", device]
+    arguments += ["--memory-of", method]
     run = subprocess.run([*arguments, *(["--smoke"] if smoke else [])], capture_output=True, text=True, check=True)
     return int(json.loads(run.stdout.strip().splitlines()[-1]))
 
 
-def _peak_memory(method: str, size: str, batch: tuple[int, int]) -> int:
+def _peak_memory(method: str, size: str, batch: tuple[int, int], device: str) -> int:
     """Bytes the process grew to in three training steps, above what it had with the model loaded."""
-    run = Run(method, size, batch)
-    grown = growth(lambda: [run.step() for _ in range(3)])
+    run = Run(method, size, batch, device)
+    grown = growth(lambda: [run.step() for _ in range(3)], device)
     if grown is None:
         raise SystemExit("the memory of a training run can be measured on Linux only")
     return grown

@@ -7,10 +7,13 @@ import random
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
+import typer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from localopt.layers import partition
 
@@ -92,15 +95,35 @@ def spread(parameters: Mapping[str, Tensor], share: float) -> tuple[list[str], f
     return chosen, taken / everything
 
 
+MODEL_HELP = f"One of {', '.join(CONFIGS)}, or your own: a model's folder, or its config.json (no weights are read)."
+
+
+def config_of(model: str) -> Any:
+    """The configuration of one of the models above, or of a user's: a folder with a config.json, or that file.
+
+    Raises:
+        typer.BadParameter: there is no such model.
+    """
+    if model in CONFIGS:
+        return CONFIGS[model]
+    path = Path(model)
+    if not (path.is_file() or (path / "config.json").is_file()):
+        raise typer.BadParameter(f"{model}: neither one of {', '.join(CONFIGS)} nor a config.json or a folder with one")
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{model}: no configuration of a model: {error}") from error
+
+
 def shapes_of(name: str) -> dict[str, tuple[int, ...]]:
-    """The shapes of the parameters of one of the models above."""
+    """The shapes of the parameters of a model, see :func:`config_of`."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(CONFIGS[name])
+        model = AutoModelForCausalLM.from_config(config_of(name), trust_remote_code=False)
     return {key: tuple(parameter.shape) for key, parameter in model.named_parameters()}
 
 
 def of_model(name: str, dtype: torch.dtype, device: str) -> Workload:
-    """The parameters of one of the models above."""
+    """The parameters of a model, see :func:`config_of`."""
     return _filled(name, shapes_of(name), dtype, device)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -31,9 +32,20 @@ def lessons(prepared: Path, half: str, tokenizer: PreTrainedTokenizerBase, lengt
     sequences = []
     for probe in answers_in_passages(prepared, half):
         encoded = tokenizer(probe.text, return_offsets_mapping=True, verbose=False)
-        end = probe.span[0][1]
-        stop = next(i for i, (_, after) in enumerate(encoded["offset_mapping"], 1) if after >= end)
-        first = max(0, stop - length)
-        ids = torch.tensor(encoded["input_ids"][first : first + length])
+        ids = torch.tensor(encoded["input_ids"][window(encoded["offset_mapping"], probe.span[0][1], length)])
         sequences.append({"input_ids": ids, "labels": ids.clone()})
     return sequences
+
+
+def window(offsets: Sequence[tuple[int, int]], end: int, length: int) -> slice:
+    """The tokens of a passage that are read: the first ones, or later ones so that what ends at `end` is among them."""
+    stop = next(i for i, (_, after) in enumerate(offsets, 1) if after >= end)
+    first = max(0, stop - length)
+    return slice(first, first + length)
+
+
+def subject_of(probe: Probe) -> str:
+    """Whom or what a passage is about: as its fact says, where the passage names it so, or its first three words."""
+    _, _, path = probe.source.partition("/")
+    subject = path.partition("/")[0]
+    return subject if subject and subject in probe.text else " ".join(probe.text.split()[:3])

@@ -180,7 +180,7 @@ class Exam:
                 pad_token_id=self.tokenizer.pad_token_id,
             )
         texts = self.tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        scores = [_match(text, item.answers[0]) for text, item in zip(texts, asked, strict=True)]
+        scores = [match(text, item.answers[0]) for text, item in zip(texts, asked, strict=True)]
         return {name: [round(score[i], 3) for score in scores] for i, name in enumerate(("exact", "f1"))}
 
 
@@ -214,7 +214,7 @@ def _spread(items: list[Any], most: int) -> list[Any]:
     return items if len(items) <= most else [items[i * len(items) // most] for i in range(most)]
 
 
-def _match(text: str, answer: str) -> tuple[float, float]:
+def match(text: str, answer: str) -> tuple[float, float]:
     """Whether the text begins with the answer; F1 of the answer's words and as many words of the text."""
     wanted = answer.casefold().split()
     found = [word.strip(".,;:!?()\"'") for word in text.casefold().split()][: len(wanted)]

@@ -5,21 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
-
-from torch import nn
-from torch.optim import AdamW, Optimizer
-
-from benchmarks.lifelong.methods.corrections import Correction, anchored, anchored_by, gated, projected, recalled
-from benchmarks.lifelong.methods.interpolation import Interpolation, by_depth, by_gain_damage
+from benchmarks.lifelong.methods.corrections import gated, projected
+from benchmarks.lifelong.methods.entry import ANCHOR as _ANCHOR
+from benchmarks.lifelong.methods.entry import ANCHOR_KEPT as _ANCHOR_KEPT
+from benchmarks.lifelong.methods.entry import CORPUS as _CORPUS
+from benchmarks.lifelong.methods.entry import RECADAM as _RECADAM
+from benchmarks.lifelong.methods.entry import SELECTIVE as _SELECTIVE
+from benchmarks.lifelong.methods.entry import STRENGTH as _STRENGTH
+from benchmarks.lifelong.methods.entry import Entry
+from benchmarks.lifelong.methods.interpolation import by_depth, by_gain_damage
+from benchmarks.lifelong.methods.optimizers import layer_names, make_optimizer, partition_of
 from benchmarks.lifelong.methods.peers import best_conditioned, least_missed, momentum_filtered
-from benchmarks.lifelong.methods.replay import Replay
 from benchmarks.lifelong.methods.rules import (
-    Online,
-    Rule,
-    Scales,
     by_size,
     depth,
     everything,
@@ -40,45 +37,14 @@ from benchmarks.lifelong.methods.rules import (
     uniform,
     without_embedding,
 )
-from benchmarks.lifelong.training import grouped
-from localopt import AnchorDecay, LocalizedOptimizer
-from localopt.layers import partition
-from localopt.policies import AboveMean, Agreement, Cyclic, Fixed, HighestSNR, LayerDecay, LossScaled, RelativeChange
+from benchmarks.lifelong.methods.systems import SYSTEMS
+from localopt import AnchorDecay
+from localopt.policies import AboveMean, Agreement, Cyclic, HighestSNR, LayerDecay, LossScaled, RelativeChange
 
-
-@dataclass(frozen=True)
-class Entry:
-    """A method with what a table says of it.
-
-    `plan`: the scales of the layers. `replay`: what is read along with the passages. `correct`: what is done to the
-    weights around every step. `anchor`: decay toward the start, in the optimizer. `lora`: rank of adapters that are
-    trained instead of the weights. `rate`: what the sweep's rate is multiplied by, for methods that need another order
-    of magnitude. `path`: how much of its change each layer keeps between start and end; without it all keep one share.
-    """
-
-    about: str
-    plan: Rule
-    replay: Replay | None = None
-    correct: Correction | None = None
-    lora: int = 0
-    rate: float = 1.0
-    anchor: AnchorDecay | None = None
-    path: Interpolation | None = None
-
-    @property
-    def decays(self) -> bool:
-        """Whether it decays toward some start, in the optimizer or around it."""
-        return self.anchor is not None or self.correct in (_ANCHOR, _ANCHOR_KEPT, _RECADAM)
-
+__all__ = ["METHODS", "Entry", "layer_names", "make_optimizer", "partition_of"]
 
 _KEPT, _TEXT, _GAIN_DAMAGE = frozen("kept"), frozen("text"), gain_damage_fp("text")
 _LORA = {"lora": 16, "rate": 10.0}
-_STRENGTH = 100.0  # with a rate of 1.5e-4 a step decays 1.5% of the change; over 24 steps, a sixth of it
-_ANCHOR = anchored(_STRENGTH)
-_ANCHOR_KEPT = anchored_by("kept", _STRENGTH)
-_SELECTIVE = AnchorDecay(1.0, rule="selective")
-_CORPUS = gain_damage_fp("own", probe="corpus")
-_RECADAM = recalled(_STRENGTH, speed=0.5, middle=6)  # of 24 steps
 METHODS: dict[str, Entry] = {
     # The paper's rules and their controls.
     "adamw": Entry("AdamW on everything", everything),
@@ -182,7 +148,11 @@ METHODS: dict[str, Entry] = {
         "online, gain over damage to text, selective anchor decay", gain_damage_online("text"), anchor=_SELECTIVE
     ),
     "corpus-fp": Entry("layers by gain on the raw passages over damage to the model's own samples", _CORPUS),
-    "corpus-fp-selective": Entry("the same, selective anchor decay", _CORPUS, anchor=_SELECTIVE),
+    "corpus-fp-selective": Entry(
+        "layers by gain on the raw passages over damage to own samples, selective anchor decay",
+        _CORPUS,
+        anchor=_SELECTIVE,
+    ),
     **{
         f"corpus-random{draw}-selective": Entry(
             f"random layers as many, draw {draw}, selective anchor decay", matched(_CORPUS, draw), anchor=_SELECTIVE
@@ -217,45 +187,24 @@ METHODS: dict[str, Entry] = {
         anchor=_SELECTIVE,
         path=by_gain_damage("text"),
     ),
+    # What is a layer to the decay, how strong it is, and single matrices as layers. What was expected: PREDICTIONS.md.
+    "selective-matrix": Entry("selective decay, a matrix at a time", everything, anchor=_SELECTIVE, layers="matrix"),
+    "selective-block": Entry("selective decay, a block at a time", everything, anchor=_SELECTIVE, layers="block"),
+    "selective-whole": Entry("selective decay, all at once", everything, anchor=_SELECTIVE, layers=lambda name: "all"),
+    **{
+        f"anchor-{strength}": Entry(f"AdamW with anchor decay of {strength}", everything, anchor=AnchorDecay(strength))
+        for strength in (25, 50, 200, 400)
+    },
+    "gain-damage-matrix-fp-selective": Entry(
+        "matrices with gain over damage above the mean, selective anchor decay",
+        gain_damage_fp("text", layers="matrix"),
+        anchor=_SELECTIVE,
+    ),
+    "corpus-matrix-fp-selective": Entry(
+        "matrices by gain on the raw passages over damage to own samples, selective anchor decay",
+        gain_damage_fp("own", probe="corpus", layers="matrix"),
+        anchor=_SELECTIVE,
+    ),
     "agreement": Entry("layers whose gradient agrees with their momentum", online(lambda: Agreement())),
+    **SYSTEMS,  # of the field
 }
-
-
-def layer_names(model: nn.Module) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(partition((name for name, _ in model.named_parameters()), "sublayer").values()))
-
-
-def partition_of(plan: Scales, names: Iterable[str]) -> Literal["sublayer", "matrix"]:
-    """What a plan speaks of: attentions and MLPs, or single matrices."""
-    names = list(names)
-    matrices = set(partition(names, "matrix").values()) - set(partition(names, "sublayer").values())
-    return "matrix" if matrices & plan.keys() else "sublayer"
-
-
-def make_optimizer(
-    model: nn.Module, rate: float, plan: Scales | Online, anchor: AnchorDecay | None = None
-) -> Optimizer:
-    """AdamW over what the model has to train, localized.
-
-    Layers of scale 0 get no gradients at all, which saves their part of the backward pass.
-    """
-    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    decay = anchor or AnchorDecay(0.0)
-    if isinstance(plan, Online):
-        inner = AdamW(grouped(list(named.values())), lr=rate, fused=True)
-        return LocalizedOptimizer(
-            inner,
-            model,
-            plan.policy,
-            frozen_state=plan.frozen_state,  # type: ignore[arg-type]
-            anchor_decay=decay,
-        )
-    mode = partition_of(plan, named)
-    layer_of = partition(named, mode)
-    for name, parameter in named.items():
-        parameter.requires_grad_(plan[layer_of[name]] > 0)
-    inner = AdamW(grouped([p for p in named.values() if p.requires_grad]), lr=rate, fused=True)
-    trained = {layer: plan[layer] for layer in dict.fromkeys(layer_of.values()) if plan[layer] > 0}
-    if anchor is None and set(trained.values()) <= {1.0}:
-        return inner
-    return LocalizedOptimizer(inner, model, Fixed(trained), layers=mode, anchor_decay=decay)

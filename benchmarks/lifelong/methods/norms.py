@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,13 @@ class Norms:
         self.model, self.tokenizer, self.at_start = model, tokenizer, at_start
         self.known: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.is_file() else {}
 
+    def remembered(self, key: str, measured: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """What `measured` finds of the model at the start; known the next time."""
+        if key not in self.known:
+            self.at_start()
+            self._keep(key, measured())
+        return self.known[key]
+
     def trace(self, half: str, reference: str) -> LayerTrace:
         """R of a half's passages relative to a set, or to several joined by "+", each divided by its mean over layers.
 
@@ -75,19 +82,23 @@ class Norms:
             self._keep(name, dict(zip(trace.layers, trace.probe_norms.tolist(), strict=True)))
         return self.known[name]
 
-    def gain_over_damage(self, half: str, reference: str) -> dict[str, float]:
+    def gain_over_damage(
+        self, half: str, reference: str, layers: Literal["sublayer", "matrix"] = "sublayer"
+    ) -> dict[str, float]:
         """What a step on each layer wins on a half's news over what it costs a set to keep.
 
         Of several sets joined by "+" it is the harmonic mean, each first divided by its own: costs add up.
         """
         if "+" in reference:
-            parts = [torch.tensor(list(self.gain_over_damage(half, part).values())) for part in reference.split("+")]
+            found = [self.gain_over_damage(half, part, layers) for part in reference.split("+")]
+            parts = [torch.tensor(list(part.values())) for part in found]
             costs = torch.stack([part.reciprocal() / part.reciprocal().mean() for part in parts])
-            return dict(zip(self[half], costs.mean(0).reciprocal().tolist(), strict=True))
-        key = f"gain/damage {half} {reference}"
+            return dict(zip(found[0], costs.mean(0).reciprocal().tolist(), strict=True))
+        key = f"gain/damage {half} {reference}" + (" by matrix" if layers == "matrix" else "")
         if key not in self.known:
             self.at_start()
-            trace = trace_layers(self.model, self.examples(half), self.examples(reference), score="gains")
+            sets = self.examples(half), self.examples(reference)
+            trace = trace_layers(self.model, *sets, score="gains", layers=layers)
             self._keep(key, dict(zip(trace.layers, trace.relative_norms.tolist(), strict=True)))
         return self.known[key]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -138,14 +139,14 @@ def gain_damage_alr(reference: str) -> Rule:
     return scales
 
 
-def gain_damage_fp(reference: str, probe: str = "") -> Rule:
+def gain_damage_fp(reference: str, probe: str = "", layers: Literal["sublayer", "matrix"] = "sublayer") -> Rule:
     """The layers where gain over damage is above its mean; the others are frozen.
 
     `probe` "corpus" takes the gain on the raw passages, the loss on every token, instead of on the answers in them.
     """
 
     def scales(case: Case) -> Scales:
-        found = case.norms.gain_over_damage(probe + case.half, reference)
+        found = case.norms.gain_over_damage(probe + case.half, reference, layers)
         mean = sum(found.values()) / len(found)
         return {layer: float(value > mean) for layer, value in found.items()}
 

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from benchmarks.lifelong.data.passages import SPLITS
-from benchmarks.lifelong.methods.methods import METHODS, layer_names
+from benchmarks.lifelong.methods.methods import METHODS
 from benchmarks.lifelong.methods.norms import Norms
+from benchmarks.lifelong.methods.optimizers import layer_names
 from benchmarks.lifelong.methods.rules import Case
 from benchmarks.lifelong.report.records import Records
 from benchmarks.lifelong.run import SHARES, Bench
 from benchmarks.lifelong.start import Weights, place
 from benchmarks.lifelong.stream.periods import HALF, Period, divide, period_of
 from benchmarks.lifelong.teaching import teach
+from localopt.errors import InputError
 
 ANCHORS = ("first", "last")  # the start of the stream, or that of the period
 NONE = "none"  # of a method that decays toward no start
@@ -49,6 +51,9 @@ class StreamRecords(Records):
 
 def cells(methods: Sequence[str], lrs: Sequence[float], anchors: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
     """Every method once before any has a second seed. "NAME@RATE" is a method at a rate of its own."""
+    for method in methods:
+        if METHODS[method.partition("@")[0]].extension:
+            raise InputError(f"{method}: adds modules to the model, which a stream cannot hand on to the next period.")
     named = [(name, [float(rate)] if rate else lrs) for name, _, rate in (method.partition("@") for method in methods)]
     return [
         Cell(method, lr, anchor, seed)

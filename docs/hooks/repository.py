@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = {
     "CHANGELOG.md": "changes.md",
     "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "evidence/security.md",
+    "benchmarks/results/faults.md": "evidence/faults.md",
     "benchmarks/lifelong/README.md": "evidence/protocol.md",
     "benchmarks/results/README.md": "evidence/repeat.md",
     "benchmarks/results/first-look.md": "evidence/first-look.md",

@@ -37,7 +37,7 @@ class Run(NamedTuple):
     path: Sequence[tuple[float, float]] = ()
     """Earlier (forgetting, uptake) of the run, such as its epochs, in order; the end itself is not repeated."""
     marks: Sequence[str] = ()
-    """What stands at the points, such as numbers of epochs: at the last ones where there are fewer marks than points."""
+    """What stands at the points, such as numbers of epochs; at the last ones where marks are fewer."""
 
 
 def learning_forgetting(

@@ -59,7 +59,7 @@ def describe(
     if not sharded:
         facts[OWNERS] = tuple(sorted(f"{layout.names[layer]}: {name}" for name, _, layer in named))
         if anchor is not None:
-            starts = [start for mine in anchor.starts for start in mine if start is not None]
+            starts = [start for mine in anchor.starts for start in mine if start is not None and not start.is_meta]
             facts["the start of the anchor decay"] = _fingerprint(starts)
     return facts
 

@@ -285,7 +285,7 @@ def test_an_optimizer_without_anchor_decay_says_that_it_has_no_use_for_a_start()
     model = Layered(torch.float32)
     optimizer = localized(model)
     run(model, optimizer, range(2))
-    plain = LocalizedOptimizer(AdamW(model.parameters(), lr=0.1), model, layers=by_digit)
+    plain = LocalizedOptimizer(AdamW(model.parameters(), lr=0.1), model, AboveMean(), layers=by_digit)
     with pytest.warns(UserWarning, match="start of an anchor decay, for which this optimizer has no use"):
         plain.load_state_dict(optimizer.state_dict())
     assert all("localopt_start" not in state for state in plain.state_dict()["state"].values())

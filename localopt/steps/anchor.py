@@ -106,6 +106,7 @@ class Anchor:
     def __init__(self, decay: AnchorDecay) -> None:
         self.decay = decay
         self.starts: list[list[Tensor | None]] = []
+        self.as_wrapped = decay.start is None  # not given, and not of a checkpoint
         self._waiting = False
 
     @property

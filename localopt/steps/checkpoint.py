@@ -166,6 +166,7 @@ def restore(
     policy.restore(saved)
     if anchor is None:
         return
+    anchor.as_wrapped = anchor.as_wrapped and not starts
     position = 0
     for mine in anchor.starts:
         for i, held in enumerate(mine):

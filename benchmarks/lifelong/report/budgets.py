@@ -188,7 +188,7 @@ def picture(sets: Mapping[str, DataSet], wanted: Sequence[Wanted]) -> Figure:
     for axes, (name, found) in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets.items(), strict=True):
         ran = [(one, color, found.of(one)) for one, color in zip(wanted, COLORS[1:], strict=False)]
         most = max((paths for _, _, paths in ran), key=len)
-        # Means over fewer halves and seeds cannot be seen beside these: they are in the table, beside an AdamW of theirs.
+        # Means over fewer halves and seeds cannot be seen beside these: the table has them, beside an AdamW of theirs.
         lines = [(one, color, paths) for one, color, paths in ran if paths.keys() == most.keys()]
         _line(axes, found.adamw(most, FINE)[0], COLORS[0], "AdamW, at the rate that is best for the budget")
         for one, color, paths in lines:

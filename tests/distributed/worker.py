@@ -32,6 +32,7 @@ from localopt import AnchorDecay, LocalizedOptimizer, Samples, trace_layers
 from localopt.errors import InputError
 from localopt.policies import AboveMean, Proportional, Smoothed, TopK
 from localopt.tracing.samples import sample
+from tests.distributed.ending import leave
 from tests.tiny_models import VOCABULARY, examples, llama
 
 STEPS = 5
@@ -467,7 +468,7 @@ def main() -> None:
         if dist.get_rank() == 0:
             torch.save(result, out / f"{case}-{dist.get_world_size()}.pt")
         dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from localopt.steps.watch import Watch
 logger = logging.getLogger(__name__)
 _MOVED = (
     "before its first step the weights are no longer those that the optimizer was wrapped with, toward which they "
-    "decay: load a model before its optimizer is wrapped, or say what to decay toward, AnchorDecay(..., start=state_dict)"
+    "decay: load a model before its optimizer is wrapped, or say what to decay toward: AnchorDecay(..., start=...)"
 )
 
 

@@ -302,41 +302,6 @@ def test_a_scheduler_goes_on_with_the_localized_optimizer(tmp_path: Path) -> Non
     assert [group["lr"] for group in localized(run).param_groups] == [0.0, 0.0]
 
 
-def test_sft_of_trl_is_localized_by_one_call(tmp_path: Path) -> None:
-    trl, dataset, tokenizer = pytest.importorskip("trl"), pytest.importorskip("datasets"), word_tokenizer()
-    config = trl.SFTConfig(str(tmp_path), max_steps=2, use_cpu=True, report_to="none", bf16=False, logging_steps=1)
-    rows = dataset.Dataset.from_dict({"text": ["a b c d e", "b c d e f"] * 4})
-    run = trl.SFTTrainer(llama(), config, train_dataset=rows, processing_class=tokenizer)
-    localize(run, AboveMean())
-    run.train()
-    assert 0 < localized(run).report().share_updated < 1
-
-
-def test_dpo_of_trl_with_lora_is_localized_by_one_call(tmp_path: Path) -> None:
-    trl, dataset, tokenizer = pytest.importorskip("trl"), pytest.importorskip("datasets"), word_tokenizer()
-    peft = pytest.importorskip("peft")
-    config = trl.DPOConfig(str(tmp_path), max_steps=2, use_cpu=True, report_to="none", bf16=False, logging_steps=1)
-    rows = dataset.Dataset.from_dict({"prompt": ["a b"] * 8, "chosen": ["c d"] * 8, "rejected": ["e f"] * 8})
-    lora = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"])
-    run = trl.DPOTrainer(llama(), args=config, train_dataset=rows, processing_class=tokenizer, peft_config=lora)
-    localize(run, RandomLayers(1, every=1))
-    run.train()
-    report = localized(run).report()
-    assert len(report.updated) == 1
-    assert {name.rpartition(".")[2] for name in report.names} == {"attention", "mlp"}
-
-
-def word_tokenizer() -> Any:
-    tokenizers = pytest.importorskip("tokenizers")
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["<pad>", "<eos>", *"abcdefgh"]
-    model = tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>")
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<pad>")
-
-
 def test_clipping_by_both_sides_is_refused_by_the_one_call_too(tmp_path: Path) -> None:
     run = two_rates(tmp_path, max_grad_norm=2.0)
     localize(run, max_grad_norm=0.5)

@@ -5,6 +5,8 @@ accelerate finds out which it is, and connects the processes; Trainer relies on 
 
 from __future__ import annotations
 
+import gc
+import sys
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -20,7 +22,24 @@ def processes() -> PartialState:
     import torch  # these two take seconds
     from accelerate import PartialState
 
+    if torch.distributed.is_available():
+        # Its functions have the group as a default argument: imported first, they do not hold it for ever (below).
+        import torch.distributed.nn.functional
     return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def disconnect() -> None:
+    """End what :func:`processes` began, and its threads; alone, nothing.
+
+    A thread of gloo that lets go of a tensor late, while Python shuts down already, aborts the process after all was
+    done, and torchrun would count the run as failed. The same thread hangs with a model that outlives its group.
+    """
+    if "accelerate" in sys.modules:
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized():
+            gc.collect()  # models in circles, before their group
+            dist.destroy_process_group()
 
 
 def say(text: str) -> None:

@@ -20,6 +20,7 @@ from torch.optim import AdamW
 from localopt import AnchorDecay, LayerTrace, LocalizedOptimizer
 from localopt.policies import AboveMean, Fixed, RandomLayers, RelativeTo, Smoothed, TopK
 from tests.distributed.disagreeing import said
+from tests.distributed.ending import leave
 
 
 class Network(nn.Module):
@@ -272,7 +273,7 @@ def main() -> None:
     dist.all_gather_object(everyone, seen)
     if dist.get_rank() == 0:
         print(json.dumps({name: [of_one[name] for of_one in everyone] for name in seen}), flush=True)
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from torch import nn
 from localopt import LocalizedOptimizer
 from localopt.policies import TopK
 from localopt.tracing.trace import trace_layers
+from tests.distributed.ending import leave
 from tests.tiny_models import examples, llama
 
 
@@ -79,7 +80,7 @@ def main() -> None:
     dist.all_gather_object(everyone, seen)
     if dist.get_rank() == 0:
         print(json.dumps({name: [of_one[name] for of_one in everyone] for name in seen}), flush=True)
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
 from localopt import AnchorDecay, Cyclic, Fixed, LocalizedOptimizer, partition
+from tests.distributed.ending import leave
 from tests.distributed.worker import backward, model, sharded, weights
 
 BEFORE, AFTER = range(3), range(3, 5)
@@ -165,8 +166,7 @@ def main() -> None:
             found[case] = {"error": f"{type(error).__name__}: {error}"}
     if dist.get_rank() == 0:
         torch.save(found, out / f"{what}-{dist.get_world_size()}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -120,7 +120,13 @@ def test_steps_that_cannot_be_shared_evenly_are_refused(inputs: Path, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the threads of a process")
+def test_no_thread_of_a_connection_is_left_when_python_shuts_down() -> None:
+    """One that still takes the GIL then would abort the process, after all it was to do."""
+    assert json.loads(succeed("tests.distributed.disconnecting", 2)) == {"connected": True, "left": []}
+
+
 @pytest.mark.parametrize("example", ["ddp", "fsdp2"])
 def test_the_example_runs(example: str) -> None:
-    printed = succeed(f"examples/{example}.py", 2, timeout=200)
+    printed = succeed("tests.distributed.ending", 2, f"examples/{example}.py", timeout=200)
     assert printed.count("step 9") == 1

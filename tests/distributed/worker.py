@@ -32,6 +32,7 @@ from localopt import AnchorDecay, LocalizedOptimizer, Samples, trace_layers
 from localopt.errors import InputError
 from localopt.policies import AboveMean, Proportional, Smoothed, TopK
 from localopt.tracing.samples import sample
+from tests.distributed.ending import leave
 from tests.tiny_models import VOCABULARY, examples, llama
 
 STEPS = 5
@@ -94,11 +95,9 @@ def sharded(network: nn.Module, **options: Any) -> nn.Module:
     return fully_shard(network, **options)
 
 
-def localized(network: nn.Module, **options: Any) -> LocalizedOptimizer:
-    fused = options.pop("fused", True)
-    policy = options.pop("policy", None) or Smoothed(AboveMean(), 0.5)
-    inner = AdamW(network.parameters(), lr=1e-2, fused=fused)
-    return LocalizedOptimizer(inner, network, policy, max_grad_norm=options.pop("max_grad_norm", 0.5), **options)
+def localized(network: nn.Module, fused: bool = True, **options: Any) -> LocalizedOptimizer:
+    options = {"policy": Smoothed(AboveMean(), 0.5), "max_grad_norm": 0.5} | options
+    return LocalizedOptimizer(AdamW(network.parameters(), lr=1e-2, fused=fused), network, **options)
 
 
 class _Calls:
@@ -215,6 +214,14 @@ def fsdp2_selective(out: Path) -> dict[str, Any]:
     return fsdp2(out, anchor_decay=AnchorDecay(1.0, rule="selective"))
 
 
+def ddp_unasked(out: Path) -> dict[str, Any]:
+    return ddp(out, policy=None)
+
+
+def fsdp2_unasked(out: Path) -> dict[str, Any]:
+    return fsdp2(out, policy=None)
+
+
 def fsdp2_plain(out: Path) -> dict[str, Any]:
     """The start is given whole, and sharded as the parameters are."""
     start = {name: torch.zeros_like(p) for name, p in model().named_parameters()}
@@ -240,7 +247,7 @@ def fsdp2_on_kernels(out: Path, **options: Any) -> dict[str, Any]:
 def fsdp2_sgd(out: Path) -> dict[str, Any]:
     network = sharded(model())
     inner = SGD(network.parameters(), lr=0.1, momentum=0.9, foreach=True)
-    return run_whole(network, LocalizedOptimizer(inner, network, max_grad_norm=0.5))
+    return run_whole(network, LocalizedOptimizer(inner, network, AboveMean(), max_grad_norm=0.5))
 
 
 def fsdp2_ignored(out: Path) -> dict[str, Any]:
@@ -461,7 +468,7 @@ def main() -> None:
         if dist.get_rank() == 0:
             torch.save(result, out / f"{case}-{dist.get_world_size()}.pt")
         dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

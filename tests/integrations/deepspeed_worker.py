@@ -19,6 +19,7 @@ from transformers import Trainer, TrainingArguments
 
 from localopt import LayerTrace, LocalizedOptimizer, RandomLayers, partition
 from localopt.integrations.transformers import Localize, localize, localized_optimizer
+from tests.distributed.ending import leave
 from tests.distributed.worker import backward, batch, model
 from tests.tiny_models import VOCABULARY
 
@@ -170,8 +171,7 @@ def main() -> None:
             found[name] = {"error": f"{type(error).__name__}: {error}"}
     if dist.get_rank() == 0:
         torch.save(found, out / "found.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
 
 from localopt import LocalizedOptimizer, RandomLayers
+from tests.distributed.ending import leave
 
 ROWS = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
 ON_CPU: dict[str, Any] = {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}
@@ -94,6 +95,7 @@ def main() -> None:
             found[name] = {"error": f"{type(error).__name__}: {error}"}
     if dist.get_rank() == 0:
         torch.save(found, out / "found.pt")
+    leave()
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ class LocalizedOptimizer(TellingOptimizer):
         wanted = bool(anchor_decay.strength) or {"drift", "pullback"} & set(self._policy.needs)
         self._anchor = Anchor(anchor_decay) if wanted else None
         if self._anchor is not None:
-            self._anchor.add(self.param_groups, self._layout.parameters)
+            self._anchor.starts.add(self.param_groups, self._layout.parameters)
         self._measured = Measured(self._layout, self.param_groups, self._needs(), self._device(), broadcast_norms)
         self._skipped = torch.zeros((), dtype=torch.int64, device=self._device())
         skipped = 0
@@ -205,7 +205,7 @@ class LocalizedOptimizer(TellingOptimizer):
         self._agreement.ask(parameters, shards, self._measured.broadcast, self._state_made_up, self._facts)
         present = self._watch.before_step(groups, self._layout, self._live_model(), shards, stacklevel=8)
         if self._anchor is not None:
-            self._anchor.begin(groups, self._layout.parameters)
+            self._anchor.starts.begin(groups, self._layout.parameters)
         if self._device() != self._policy.device:
             self._bind()
         self._measured.refuse_missing(self.state)
@@ -262,7 +262,7 @@ class LocalizedOptimizer(TellingOptimizer):
             self._bind()
             self._policy.introduce(layout.weights(self.param_groups))
             if self._anchor is not None:
-                self._anchor.add(self.param_groups[-1:], layout.parameters[-1:])
+                self._anchor.starts.add(self.param_groups[-1:], layout.parameters[-1:])
         except Exception:
             self.param_groups.pop()
             self._layout = before

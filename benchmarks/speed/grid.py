@@ -123,8 +123,8 @@ def localized(
     optimizer = LocalizedOptimizer(inner, policy=policy, max_grad_norm=limit, anchor_decay=DECAYS[option.decay])
     anchor = optimizer._anchor
     if anchor is not None:
-        starts[:] = starts or anchor.starts
-        anchor.starts = starts
+        starts[:] = starts or anchor.starts.held
+        anchor.starts.held = starts
 
     def step() -> None:
         os.environ["LOCALOPT_TRITON"] = "1" if option.triton else "0"

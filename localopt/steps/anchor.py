@@ -18,14 +18,15 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from localopt.signals import layer_signals
 from localopt.steps.layout import Group, Layout
-from localopt.steps.sharding import Sharding, is_sharded, local
+from localopt.steps.sharding import Sharding, local
+from localopt.steps.starts import Starts
 from localopt.sums import BLOCK
 
 Rule: TypeAlias = Literal["plain", "selective", "cautious"]
@@ -97,111 +98,19 @@ AnchorDecay(strength=100, rule='plain'))
 
 
 class Anchor:
-    """The start of one optimizer's parameters, by their position in its groups, and the pull toward it.
+    """One optimizer's starts, and the pull of its parameters toward them.
 
-    A parameter that requires no gradient when it is added has no start and is never pulled. The start of one that has
-    no data yet (on the meta device) is what it holds at the first step, or when it is first saved.
+    A parameter without a start is never pulled.
     """
 
     def __init__(self, decay: AnchorDecay) -> None:
         self.decay = decay
-        self.starts: list[list[Tensor | None]] = []
-        self.as_wrapped = decay.start is None  # not given, and not of a checkpoint
-        self._waiting = False
+        self.starts = Starts(decay.start, decay.device, decay.dtype)
 
     @property
     def needs(self) -> tuple[str, ...]:
         """The signals that the pull of a step is decided by."""
         return ("norm", "drift", "pullback") if self.decay.rule == "selective" else ()
-
-    def add(self, groups: Sequence[Group], names: Sequence[Sequence[str]]) -> None:
-        """Keep the start of groups that are new.
-
-        Raises:
-            ValueError: the start given lacks a parameter, has it in another shape, or does not fit the dtype asked for.
-        """
-        added = [
-            [self._start(parameter, name) for parameter, name in zip(group["params"], mine, strict=True)]
-            for group, mine in zip(groups, names, strict=True)
-        ]
-        self.starts.extend(added)
-        self._waiting |= any(start is not None and start.is_meta for mine in added for start in mine)
-
-    def begin(self, groups: Sequence[Group], names: Sequence[Sequence[str]]) -> None:
-        """Before a step: see that every start still fits, and take those of parameters that had no data when added.
-
-        Raises:
-            ValueError: a parameter has another shape by now, as after ``resize_token_embeddings``.
-        """
-        for group, mine, known in zip(groups, self.starts, names, strict=True):
-            for parameter, start, name in zip(group["params"], mine, known, strict=True):
-                if start is not None and start.shape != parameter.shape:
-                    raise ValueError(
-                        f"{name!r} had shape {tuple(start.shape)} when the optimizer was wrapped, and has "
-                        f"{tuple(parameter.shape)} now, so it cannot decay toward its start; nothing was updated. Wrap "
-                        "the optimizer after the model was resized, or without a decay (anchor_decay=0)"
-                    )
-        self._take(groups)
-
-    def _take(self, groups: Sequence[Group]) -> None:
-        if not self._waiting:
-            return
-        self._waiting = False
-        for group, mine in zip(groups, self.starts, strict=True):
-            for i, (parameter, start) in enumerate(zip(group["params"], mine, strict=True)):
-                if start is None or not start.is_meta:
-                    continue
-                if parameter.is_meta:
-                    self._waiting = True
-                else:
-                    mine[i] = parameter.detach().to(self.decay.device or parameter.device, start.dtype, copy=True)
-
-    def _start(self, parameter: Tensor, name: str) -> Tensor | None:
-        if not parameter.requires_grad:
-            return None
-        found = parameter.detach()
-        if self.decay.start is not None:
-            if name not in self.decay.start:
-                raise ValueError(
-                    f"the start of the anchor decay has no {name!r}; it has {_some(self.decay.start)}: give the "
-                    "weights of the same model, or freeze this parameter (requires_grad_(False)) first"
-                )
-            found = self.decay.start[name].detach()
-            if found.shape != parameter.shape:
-                raise ValueError(
-                    f"the start of {name!r} has shape {tuple(found.shape)}, the parameter {tuple(parameter.shape)}: "
-                    "give the weights of the same model"
-                )
-            found = laid_out_like(found.to(parameter.dtype), parameter)
-        if found.is_meta:
-            return torch.empty_like(found, dtype=self.decay.dtype)
-        home = found.device if parameter.is_meta else parameter.device
-        kept = found.to(device=self.decay.device or home, dtype=self.decay.dtype or parameter.dtype, copy=True)
-        if kept.dtype != parameter.dtype and not torch.equal(local(kept).to(found), local(found)):
-            raise ValueError(
-                f"dtype={kept.dtype} would change the start of {name!r}, and what is learned is smaller than that "
-                f"rounding: leave dtype out (the weights are {parameter.dtype})"
-            )
-        return kept
-
-    def near(self, groups: Sequence[Group]) -> list[list[Tensor | None]]:
-        """Return the starts, moved and sharded as the parameters are by now (they may have changed since)."""
-        self._take(groups)
-        return [self.near_group(index, group) for index, group in enumerate(groups)]
-
-    def near_group(self, index: int, group: Group) -> list[Tensor | None]:
-        """The same for one group."""
-        mine = self.starts[index]
-        for i, (parameter, start) in enumerate(zip(group["params"], mine, strict=True)):
-            if start is None or parameter.is_meta:
-                continue
-            if is_sharded(parameter) and not is_sharded(start):
-                mine[i] = laid_out_like(start, parameter)
-            elif self.decay.device is None and start.device != parameter.device:
-                mine[i] = start.to(parameter.device)
-        return mine
-
-    # -- around a step ------------------------------------------------------------------------------------------------
 
     def before(
         self, groups: Sequence[Group], layout: Layout, scales: Sequence[float] | None, passed: Collection[int] = ()
@@ -224,7 +133,7 @@ class Anchor:
                 local(p.detach()).clone() if i not in passed and moves(p, start, layer) else None
                 for p, start, layer in zip(group["params"], mine, owners, strict=True)
             ]
-            for i, (group, mine, owners) in enumerate(zip(groups, self.starts, layout.owners, strict=True))
+            for i, (group, mine, owners) in enumerate(zip(groups, self.starts.held, layout.owners, strict=True))
         ]
 
     def shares(
@@ -248,7 +157,7 @@ class Anchor:
             return None
         pairs = [
             (p, s)
-            for group, mine in zip(groups, self.near(groups), strict=True)
+            for group, mine in zip(groups, self.starts.near(groups), strict=True)
             for p, s in zip(group["params"], mine, strict=True)
         ]
         seen = [s is not None and not skipped for (_, s), skipped in zip(pairs, skip, strict=True)]
@@ -273,7 +182,7 @@ class Anchor:
         """Move what a step updated in one group back toward the start, with all numbers known on the host."""
         by_share: dict[float, list[int]] = {}
         for position, (parameter, start, layer) in enumerate(
-            zip(group["params"], self.starts[index], owners, strict=True)
+            zip(group["params"], self.starts.held[index], owners, strict=True)
         ):
             if start is None or parameter.grad is None or scales[layer] == 0:
                 continue
@@ -282,7 +191,7 @@ class Anchor:
                 by_share.setdefault(share, []).append(position)
         for share, positions in by_share.items():
             weights = [local(group["params"][i].detach()) for i in positions]
-            starts = [local(s) for i in positions if (s := self.starts[index][i]) is not None]
+            starts = [local(s) for i in positions if (s := self.starts.held[index][i]) is not None]
             starts = [start.to(weight) for start, weight in zip(starts, weights, strict=True)]
             if self.decay.rule == "cautious":
                 olds = [old for i in positions if (old := before[i]) is not None]
@@ -306,17 +215,3 @@ def lerp_cautiously(weight: Tensor, start: Tensor, old: Tensor, share: float | T
     for w, w0, before in pieces:
         toward = (w - before).mul_(w0 - before) > 0
         torch.where(toward, torch.lerp(w, w0, share), w, out=w)
-
-
-def laid_out_like(whole: Tensor, parameter: Tensor) -> Tensor:
-    """Shard a whole tensor as a parameter is; what is sharded already, or belongs to a plain parameter, stays."""
-    if not is_sharded(parameter) or is_sharded(whole):
-        return whole
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(whole.to(parameter.device), parameter.device_mesh, parameter.placements)
-
-
-def _some(names: Mapping[str, Any]) -> str:
-    shown = ", ".join(list(names)[:3])
-    return shown + (", ..." if len(names) > 3 else "")

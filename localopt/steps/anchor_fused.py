@@ -46,7 +46,9 @@ def pull_on_device(
         shares = (scales * group["lr"] * anchor.decay.strength).clamp(max=1.0)
     idle = (held | (shares == 0)).float()
     buckets: dict[tuple[int, torch.device, torch.dtype], tuple[list[Tensor], list[Tensor], list[Tensor]]] = {}
-    for position, (parameter, start) in enumerate(zip(group["params"], anchor.near_group(index, group), strict=True)):
+    for position, (parameter, start) in enumerate(
+        zip(group["params"], anchor.starts.near_group(index, group), strict=True)
+    ):
         if start is None or parameter.grad is None:
             continue
         weight = local(parameter.detach())

@@ -19,9 +19,10 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import StateDict
 
 from localopt.policies.bound import BoundPolicy
-from localopt.steps.anchor import Anchor, laid_out_like
+from localopt.steps.anchor import Anchor
 from localopt.steps.layout import Group
 from localopt.steps.sharding import is_sharded, local
+from localopt.steps.starts import laid_out_like
 
 KEY = "localopt"
 START = "localopt_start"
@@ -59,7 +60,7 @@ def with_starts(state_dict: StateDict, anchor: Anchor | None, groups: Sequence[G
 
 
 def _starts(anchor: Anchor, groups: Sequence[Group]) -> list[Tensor | None]:
-    starts = [start for mine in anchor.near(groups) for start in mine]
+    starts = [start for mine in anchor.starts.near(groups) for start in mine]
     if anchor.decay.start is None:
         return starts
     # Distributed checkpoints load into the tensors they are shown: a start that was given must not be lost so.
@@ -132,7 +133,7 @@ def check(
             warned.append("the checkpoint holds the start of an anchor decay, for which this optimizer has no use")
         return warned
     parameters = [parameter for group in groups for parameter in group["params"]]
-    mine = [start for held in anchor.starts for start in held]
+    mine = [start for held in anchor.starts.held for start in held]
     # What a constant policy freezes never left its start, and torch's flat form loses what has no other state.
     moves = [policy.constant is None or bool(policy.constant[layer] > 0) for layer in owners]
     missing = [i for i, start in enumerate(mine) if start is not None and i not in starts and moves[i]]
@@ -166,9 +167,9 @@ def restore(
     policy.restore(saved)
     if anchor is None:
         return
-    anchor.as_wrapped = anchor.as_wrapped and not starts
+    anchor.starts.as_wrapped = anchor.starts.as_wrapped and not starts
     position = 0
-    for mine in anchor.starts:
+    for mine in anchor.starts.held:
         for i, held in enumerate(mine):
             if held is not None and position in starts:
                 start = laid_out_like(starts[position].detach().to(held.dtype), held)

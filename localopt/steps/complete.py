@@ -53,7 +53,7 @@ def completed(
     state = dict(sorted((key, value) for key, value in state.items() if value))
     optimizer.param_groups[0][NEVER_UPDATED] = never
     if anchor is not None:
-        starts = [start for mine in anchor.near(optimizer.param_groups) for start in mine]
+        starts = [start for mine in anchor.starts.near(optimizer.param_groups) for start in mine]
         for parameter, start in zip((p for g in optimizer.param_groups for p in g["params"]), starts, strict=True):
             if start is not None and optimizer.state.get(parameter):
                 optimizer.state[parameter][START] = start

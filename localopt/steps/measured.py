@@ -78,7 +78,7 @@ class Measured:
         if "start" in roles and anchor is not None:
             sources["start"] = [
                 None if start is None else local(start).to(parameter.device)
-                for group, starts in zip(groups, anchor.near(groups), strict=True)
+                for group, starts in zip(groups, anchor.starts.near(groups), strict=True)
                 for parameter, start in zip(group["params"], starts, strict=True)
             ]
         if "momentum" in roles:

@@ -53,7 +53,7 @@ class TellingOptimizer(SavedOptimizer):
             twice = self._clipped.look(norms, self.max_grad_norm)
             if twice:
                 warnings.warn(twice, stacklevel=8)
-        drift = self._signals.get("drift") if self._anchor is not None and self._anchor.as_wrapped else None
+        drift = self._signals.get("drift") if self._anchor is not None and self._anchor.starts.as_wrapped else None
         if scales is not None and drift is not None and self._watch.first("drift") and bool((drift > 0).any()):
             warnings.warn(_MOVED, stacklevel=8)
         if self._history is not None and self._scales is not None:

@@ -177,7 +177,7 @@ class Update:
 
     def _starts(self, anchor: Anchor, index: int) -> dict[int, Tensor]:
         group = self._groups[index]
-        pairs = zip(group["params"], anchor.near_group(index, group), strict=True)
+        pairs = zip(group["params"], anchor.starts.near_group(index, group), strict=True)
         return {id(parameter): start for parameter, start in pairs if start is not None}
 
     # -- decay toward the start ---------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ class Update:
     ) -> None:
         if self.anchor is None or self.anchor.decay.strength == 0:
             return
-        self.anchor.near(self._groups)
+        self.anchor.starts.near(self._groups)
         for i in groups:
             old = before[i] if before else []
             self.anchor.pull_on_host(i, self._groups[i], self.layout.owners[i], scales, shares, old)

@@ -103,7 +103,9 @@ def all_of(run: Run) -> dict[str, Any]:
     }
     anchor = optimizer._anchor
     starts = (
-        [] if anchor is None else [whole(start) for starts in anchor.near(optimizer.param_groups) for start in starts]
+        []
+        if anchor is None
+        else [whole(start) for starts in anchor.starts.near(optimizer.param_groups) for start in starts]
     )
     return {"weights": weights(network), "state": state, "starts": starts}
 

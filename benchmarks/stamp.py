@@ -79,6 +79,8 @@ def _git(*arguments: str) -> str | None:
 
 
 def _version(package: str) -> str | None:
+    if package == "torch":
+        return str(torch.__version__)  # which also says for which CUDA it was built
     try:
         return version(package)
     except PackageNotFoundError:

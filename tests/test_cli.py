@@ -415,6 +415,19 @@ def test_compare_shows_runs_from_one_start(inputs: Path, tmp_path: Path, capsys:
     assert matplotlib.image.imread(tmp_path / "both.png").std() > 0
 
 
+def test_a_choice_of_layers_is_compared_with_training_everything(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"Ordinary words, page {page}, " + "and more of them " * 40 for page in range(6)))
+    for method in ("auto", "full"):
+        given = ["--probe", f"facts={inputs / 'facts.jsonl'}", "--reference", text, "--method", method]
+        assert call("train", *training(inputs, *given), "--lr", 1e-3, "--out", tmp_path / method) == 0
+    capsys.readouterr()
+    assert call("compare", tmp_path / "auto", tmp_path / "full") == 0
+    assert [row[1] for row in cells(capsys.readouterr().out) if row[1]] == ["auto", "full"]
+
+
 def test_the_version_and_help_need_nothing_heavy() -> None:
     code = (
         "import sys, localopt.cli\n"

@@ -61,8 +61,8 @@ def train(
     reference: Annotated[
         Path | None,
         typer.Option(
-            help="What the model should keep: ordinary text, or a probe file of facts. Without it, auto and --budget "
-            "take text that the model writes itself.",
+            help="What the model should keep: ordinary text, or a probe file of facts. Every other piece is scored, "
+            "the rest is for choosing layers. Without it, auto and --budget take text that the model writes itself.",
             metavar="FILE",
         ),
     ] = None,

@@ -58,6 +58,11 @@ def whole(sequences: Sequence[Example]) -> list[Example]:
     return [sequence for sequence in sequences if 2 * len(sequence["input_ids"]) >= longest]
 
 
+def scored_part(one: ScoredSet, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ScoredSet:
+    """Leave every other piece of a reference to choose layers against; by any method, so that runs can be compared."""
+    return one.part(model, tokenizer, 0, 2) if one.name == REFERENCE else one
+
+
 @dataclass(frozen=True)
 class Material:
     """What a run is given, and what it makes of that: ``sets()`` to score, and the ``trace()`` that chooses layers.
@@ -80,17 +85,14 @@ class Material:
     out: Path
     progress: bool
 
-    def sets(self, *, halve: bool) -> list[ScoredSet]:
-        """Return the sets given, completed by the corpus and the model's own text where there is none to score.
-
-        With ``halve``, every other piece of the reference given is left for choosing layers against it.
-        """
+    def sets(self) -> list[ScoredSet]:
+        """Return the sets given, completed by the corpus and the model's own text where there is none to score."""
         corpus = ScoredSet(CORPUS, tuple(evenly(list(self.sequences), SCORED)))
         learned = [one for one in self.given if one.name != REFERENCE] or [corpus]
         reference = self._reference()
         if reference is None:
             return [*learned, ScoredSet(REFERENCE, tuple(self._own_text()))]
-        return [*learned, reference.part(self.model, self.tokenizer, 0, 2) if halve else reference]
+        return [*learned, scored_part(reference, self.model, self.tokenizer)]
 
     def trace(self) -> LayerTrace:
         """Return the trace by gains of the corpus against the reference given or the model's own samples; made once."""

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from localopt.layers import partition
 from localopt.optimizer import LocalizedOptimizer
 from localopt.pretraining import announce
-from localopt.pretraining.auto import Material, own_samples
+from localopt.pretraining.auto import Material, own_samples, scored_part
 from localopt.pretraining.budget import keep_within
 from localopt.pretraining.checkpoints import prune, where_to_go_on
 from localopt.pretraining.history import History, fingerprint, refuse_taken
@@ -69,8 +69,8 @@ def train(
         settings: how to train.
         trace: which layers; needed by "freeze" and "rescale", optional for "online" and "auto", which makes its own.
         sets: what to score the model on before, after every epoch and at the end. The one named "reference" is what
-            the model should keep: "auto" chooses layers against every other piece of it, and scores the rest; where
-            there is none, "auto" and a budget take text that the model writes itself, before it is trained.
+            the model should keep: every other piece of it is scored, and the rest left for "auto" to choose layers
+            against; where there is none, "auto" and a budget take text that the model writes itself, before it trains.
         resume: go on from the last whole checkpoint in ``out``; starts anew if there is none.
         progress: show bars with the remaining time on standard error.
         keep_checkpoints: leave the last two where they are when the run is finished.
@@ -106,7 +106,9 @@ def train(
             history.save(out / "history.json")  # so that a run that is killed from here on is known as one
         material = Material(model, tokenizer, sequences, sets, settings, out, progress)
         chooses = settings.method == "auto" and trace is None
-        sets, trace = material.sets(halve=chooses), material.trace() if chooses else trace
+        sets, trace = material.sets(), material.trace() if chooses else trace
+    else:
+        sets = [scored_part(one, model, tokenizer) for one in sets]
     torch.manual_seed(settings.seed)
     optimizer = make_optimizer(model, settings, trace)
     _describe(history, model, optimizer, trace)

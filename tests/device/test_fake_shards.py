@@ -25,7 +25,11 @@ LAYERS = 3
 def mesh() -> Iterator[DeviceMesh]:
     torch.distributed.init_process_group("fake", rank=0, world_size=PROCESSES, store=FakeStore())
     try:
-        yield init_device_mesh("cuda", (PROCESSES,))
+        mesh = init_device_mesh("cuda", (PROCESSES,))
+        with fake_cuda():  # a DTensor of a new shape is first laid out on the host, which is no part of a step
+            for tensor in tensors(mesh).values():
+                torch.zeros_like(tensor)
+        yield mesh
     finally:
         torch.distributed.destroy_process_group()
 

@@ -139,7 +139,7 @@ def save(case: str, out: Path) -> dict[str, Any]:
     scales = train(run, BEFORE)
     saved = all_of(run)
     dcp.save({"model": get_model_state_dict(run[0])}, checkpoint_id=out / case / "model")
-    save_optimizer(run, CASES[case][1], out / case / "optimizer")
+    save_optimizer(run, CASES[case][1], out / case / "saved")
     scales += train(run, AFTER)
     return {"saved": saved, "end": all_of(run), "scales": scales}
 
@@ -149,7 +149,7 @@ def resume(case: str, out: Path) -> dict[str, Any]:
     state = {"model": get_model_state_dict(run[0])}
     dcp.load(state, checkpoint_id=out / case / "model")
     set_model_state_dict(run[0], state["model"])
-    load_optimizer(run, CASES[case][1], out / case / "optimizer")
+    load_optimizer(run, CASES[case][1], out / case / "saved")
     loaded = all_of(run)
     scales = train(run, AFTER)
     return {"loaded": loaded, "end": all_of(run), "scales": scales}

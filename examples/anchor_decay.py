@@ -6,7 +6,7 @@ python examples/anchor_decay.py
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from localopt import AnchorDecay, Everything, LocalizedOptimizer, trace_layers
+from localopt import LocalizedOptimizer, trace_layers
 
 torch.manual_seed(0)
 shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -20,7 +20,7 @@ trained = trace.freeze(model)  # the backward pass is shorter, its memory smalle
 
 weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
 optimizer = torch.optim.AdamW(weights, lr=2.4e-3, fused=True)  # several times the rate for the whole model
-optimizer = LocalizedOptimizer(optimizer, model, Everything(), anchor_decay=AnchorDecay(1.0, rule="selective"))
+optimizer = LocalizedOptimizer(optimizer, model)  # each layer back toward its start where it has gone too far
 scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=24)
 
 for _ in range(24):

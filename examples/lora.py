@@ -29,7 +29,7 @@ kept = trace.freeze(model)  # TGL + FP: the other adapters stay as they are
 print(f"{len(kept)} adapter matrices left to train, in {len({name.split('.lora')[0] for name in kept})} modules")
 
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
-optimizer = LocalizedOptimizer(optimizer, model)  # and of these, each step updates those above the mean
+optimizer = LocalizedOptimizer(optimizer, model)  # every adapter, each back toward its start where it has gone too far
 for _ in range(10):
     batch = {key: torch.stack([example[key] for example in probe]) for key in ("input_ids", "labels")}
     loss = model(**batch).loss

@@ -26,6 +26,7 @@ for step in range(20):
     scheduler.step()
     if step % 5 == 4:
         report = optimizer.report()
-        print(f"step {step + 1}: loss {loss:.3f}, {report.share_updated:.0%} of the parameters updated")
+        decayed = sum(share > 0 for share in report.anchor_shares or ())
+        print(f"step {step + 1}: loss {loss:.3f}, {decayed} of {len(report.names)} layers decayed toward their start")
 
 print(optimizer.report())

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         TopK,
     )
     from localopt.pretraining.interpolation import WithinBudget, interpolate, share_within
+    from localopt.pretraining.probes import Probe, encode, encode_text, read_corpus, read_probes, read_reference
     from localopt.signals import LayerSignals
     from localopt.steps.anchor import AnchorDecay
     from localopt.steps.report import Report
@@ -56,6 +57,7 @@ __all__ = [
     "LossScaled",
     "Pinned",
     "Policy",
+    "Probe",
     "Proportional",
     "Quantile",
     "RandomLayers",
@@ -66,8 +68,13 @@ __all__ = [
     "Smoothed",
     "TopK",
     "WithinBudget",
+    "encode",
+    "encode_text",
     "interpolate",
     "partition",
+    "read_corpus",
+    "read_probes",
+    "read_reference",
     "share_within",
     "trace_layers",
 ]
@@ -103,6 +110,14 @@ _HOMES = {
     "localopt.steps.anchor": ("AnchorDecay",),
     "localopt.steps.report": ("Report",),
     "localopt.pretraining.interpolation": ("WithinBudget", "interpolate", "share_within"),
+    "localopt.pretraining.probes": (
+        "Probe",
+        "encode",
+        "encode_text",
+        "read_corpus",
+        "read_probes",
+        "read_reference",
+    ),
     "localopt.tracing.layer_trace": ("LayerTrace",),
     "localopt.tracing.samples": ("Samples",),
     "localopt.tracing.trace": ("trace_layers",),

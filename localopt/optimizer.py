@@ -8,7 +8,8 @@ One step is the method in five lines:
     clip   = min(1, max_grad_norm / norm of the gradients of the layers with scale > 0)
     the wrapped optimizer steps every layer with scale > 0, at lr * scale
 
-and, with an anchor decay, these layers then go part of the way back to the weights they began with.
+and, with an anchor decay, these layers then go part of the way back to the weights they began with. With nothing but an
+optimizer and a model, the policy is ``Everything()`` and that decay is what is added to the wrapped optimizer.
 
 "Frozen" means no update at all. Scaling or zeroing the *gradient* would not do: Adam is nearly invariant to its scale,
 and its momentum and weight decay move the weights even where it is zero.
@@ -27,11 +28,11 @@ from torch.optim import Optimizer
 from localopt.layers import Layers
 from localopt.policies.bound import BoundPolicy
 from localopt.policies.protocol import Policy
-from localopt.policies.rules import AboveMean
+from localopt.policies.rules import Everything
 from localopt.signals import LayerSignals, clip_factor
 from localopt.steps import amp, checkpoint
 from localopt.steps.agreement import ProcessAgreement
-from localopt.steps.anchor import Anchor, AnchorDecay
+from localopt.steps.anchor import Anchor, AnchorDecay, as_decay
 from localopt.steps.checks import refuse_at_construction, refuse_nonfinite
 from localopt.steps.clipping import ClippedBefore
 from localopt.steps.description import Facts, describe
@@ -44,17 +45,25 @@ from localopt.steps.watch import Watch, known, refuse_reordered
 
 
 class LocalizedOptimizer(TellingOptimizer):
-    r"""Wrap a torch optimizer so that each step updates only, or mostly, the layers with large gradient norms.
+    r"""Wrap a torch optimizer so that a model takes in new text and forgets less: layer by layer, from their gradients.
 
-    With N_l the gradient norm of layer l and s = policy(N), layer l is stepped with learning rate s_l * lr, and not at
-    all where s_l = 0.
+    Every step takes signals of each layer's gradient, N_l its norm among them. With s = policy(N), layer l is stepped
+    with learning rate s_l * lr, and not at all where s_l = 0. What was updated then goes part of the way back to the
+    weights it began with, by ``anchor_decay``.
+
+    Unasked, every layer is updated, and taken back where its gradient says that it has gone too far (selective decay).
+    On SmolLM2-135M this took in 1.09 to 1.32 times what AdamW alone did at its best rate where ordinary text had got
+    worse by the same .05 to .4 nats a token, on recent facts, and 1.10 to 1.18 times on invented ones: both halves, two
+    seeds, every 95% interval above 1. A higher learning rate than AdamW's is part of it: 1.2e-3 beside 3e-4 to 6e-4.
+    The online rule of the paper, ``policy=AboveMean()`` without decay, took in .93 to 1.06 of AdamW (recent facts).
 
     Args:
         optimizer: any torch optimizer; it keeps its parameters, groups and state, and this object shows them as its
             own. LBFGS and ``differentiable=True`` cannot be localized.
         model: gives the parameters their names; not needed if the optimizer was built from
             ``model.named_parameters()``. Only a weak reference is kept.
-        policy: maps norms (L,), or other signals of the layers, to scales (L,); see :mod:`localopt.policies`.
+        policy: maps norms (L,), or other signals of the layers, to scales (L,); see :mod:`localopt.policies`. None for
+            ``Everything()``.
         layers: what a layer is, see :func:`localopt.partition`: ``"sublayer"`` (attention and MLP of a block apart),
             ``"block"``, ``"matrix"``, ``"parameter"``, or a function from parameter name to layer name.
         max_grad_norm: clip the gradients of the layers that are updated to this global norm, as ``clip_grad_norm_``
@@ -74,6 +83,7 @@ class LocalizedOptimizer(TellingOptimizer):
         anchor_decay: decoupled decay of the layers that are updated toward the weights they have now (or those given),
             as ``weight_decay`` is toward zero: w <- w + min(1, lr * s_l * anchor_decay) (w0 - w), after the update. A
             number, or an :class:`AnchorDecay` for other rules. Costs a copy of the weights, which checkpoints hold too.
+            None is ``AnchorDecay(1.0, rule="selective")`` where no policy is given either, and no decay where one is.
         complete_checkpoints: let :meth:`state_dict` hold a state for layers that were never updated too, a blank that
             is dropped when it is loaded: ``torch.distributed.checkpoint`` fails, or invents a state, without. None:
             where parameters are sharded.
@@ -104,17 +114,18 @@ class LocalizedOptimizer(TellingOptimizer):
         self,
         optimizer: Optimizer,
         model: nn.Module | None = None,
-        policy: Policy = AboveMean(),
+        policy: Policy | None = None,
         *,
         layers: Layers = "sublayer",
         max_grad_norm: float | None = None,
         frozen_state: Literal["hold", "track", "carry", "drop"] = "hold",
         nonfinite: Literal["skip", "raise"] = "skip",
         broadcast_norms: bool = False,
-        anchor_decay: float | AnchorDecay = 0.0,
+        anchor_decay: float | AnchorDecay | None = None,
         complete_checkpoints: bool | None = None,
     ) -> None:
-        anchor_decay = anchor_decay if isinstance(anchor_decay, AnchorDecay) else AnchorDecay(anchor_decay)
+        anchor_decay = as_decay(anchor_decay, unasked=policy is None)
+        policy = Everything() if policy is None else policy
         refuse_at_construction(optimizer, model, policy, max_grad_norm, frozen_state, nonfinite, anchor_decay)
         super().__init__(optimizer)
         self.layers = layers
@@ -193,6 +204,8 @@ class LocalizedOptimizer(TellingOptimizer):
         shards = self._sharding.of(parameters)
         self._agreement.ask(parameters, shards, self._measured.broadcast, self._state_made_up, self._facts)
         present = self._watch.before_step(groups, self._layout, self._live_model(), shards, stacklevel=8)
+        if self._anchor is not None:
+            self._anchor.begin(groups, self._layout.parameters)
         if self._device() != self._policy.device:
             self._bind()
         self._measured.refuse_missing(self.state)

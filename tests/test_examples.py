@@ -16,7 +16,7 @@ SAYS = {
     "export_settings": "unfrozen_parameters:\n- ^model",
     "lora": "adapter matrices left to train",
     "mixed_precision": "0 steps skipped",  # the scaler skipped them before the optimizer was asked
-    "plain_torch": "of the parameters updated",
+    "plain_torch": "layers decayed toward their start",
     "anchor_decay": "from the start",
     "traced": "TGL + ALR: all tensors trained",
     "trainer": "6 of 11 layers updated",

@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import ASGD, LBFGS, SGD, Adam, AdamW, Rprop
 from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
-from localopt import AboveMean, Fixed, LocalizedOptimizer, Proportional
+from localopt import AboveMean, AnchorDecay, Everything, Fixed, LocalizedOptimizer, Proportional
 from localopt.policies import Pinned, Smoothed
 from tests.laws import LAYERS, Layered, Scripted, assert_same_bits, give_gradients
 
@@ -36,9 +36,39 @@ def model_and_twin() -> tuple[Layered, Layered]:
 # -- which layers -----------------------------------------------------------------------------------------------------
 
 
-def test_by_default_the_layers_with_a_norm_of_at_least_the_mean_are_updated() -> None:
+def test_unasked_every_layer_is_updated_and_decays_selectively_toward_its_start() -> None:
+    model, twin = model_and_twin()
+    optimizer = LocalizedOptimizer(SGD(model.parameters(), lr=0.1, momentum=0.9), model, layers="block")
+    inner = SGD(twin.parameters(), lr=0.1, momentum=0.9)
+    decay = AnchorDecay(1.0, rule="selective")
+    asked = LocalizedOptimizer(inner, twin, Everything(), layers="block", anchor_decay=decay)
+    shares = []
+    for _ in range(6):
+        give_gradients(model, twin)
+        optimizer.step()
+        asked.step()
+        shares.append(optimizer.report().anchor_shares)
+        assert len(optimizer.report().updated) == LAYERS
+    assert_same_bits(model, twin, "as asked for")
+    assert any(share > 0 for step in shares for share in step or ())
+    assert repr(optimizer) == repr(asked)
+
+
+def test_a_policy_that_is_given_comes_without_decay_and_a_decay_without_a_policy_is_of_everything() -> None:
     model = Layered(torch.float32)
-    optimizer = LocalizedOptimizer(SGD(model.parameters(), lr=0.1), model, layers="block")
+    chosen = LocalizedOptimizer(AdamW(model.parameters()), model, AboveMean())
+    assert chosen.anchor_decay == AnchorDecay(0.0)
+    decaying = LocalizedOptimizer(AdamW(model.parameters()), model, anchor_decay=25)
+    assert (decaying.policy, decaying.anchor_decay) == (Everything(), AnchorDecay(25))
+    bare = LocalizedOptimizer(AdamW(model.parameters()), model, anchor_decay=0)
+    give_gradients(model)
+    bare.step()
+    assert bare.report().anchor_shares is None
+
+
+def test_above_mean_updates_the_layers_with_a_norm_of_at_least_the_mean() -> None:
+    model = Layered(torch.float32)
+    optimizer = LocalizedOptimizer(SGD(model.parameters(), lr=0.1), model, AboveMean(), layers="block")
     for layer in range(LAYERS):
         for parameter in model.layer(layer):
             parameter.grad = torch.full_like(parameter, 10.0 if layer == 2 else 0.1)
@@ -262,7 +292,7 @@ def test_arguments_that_make_no_sense_are_refused() -> None:
     assert_refused("max_grad_norm must be", inner, model, max_grad_norm="1")
     assert_refused("frozen_state must be one of 'hold', 'track', 'carry', 'drop'", inner, model, frozen_state="keep")
     assert_refused("nonfinite must be one of", inner, model, nonfinite="ignore")
-    assert_refused("decides at every step", inner, model, frozen_state="drop")
+    assert_refused("decides at every step", inner, model, AboveMean(), frozen_state="drop")
     assert_refused("policy must be callable", inner, model, 3, error=TypeError)
     assert_refused(r"give an instance of it, AboveMean\(\)", inner, model, AboveMean, error=TypeError)
     assert_refused("policy is given as policy=", inner, AboveMean(), error=TypeError)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import os
 import re
 import subprocess
 import sys
@@ -25,6 +26,26 @@ def test_the_core_imports_nothing_but_torch() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_what_reads_files_is_there_without_transformers_until_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "probes.jsonl").write_text('{"prompt": "The Seine flows through", "answer": "Paris"}\n')
+    (tmp_path / "corpus.txt").write_text("One.\n\nTwo.\n")
+    code = (
+        "import sys, localopt\n"
+        "print('torch' in sys.modules)\n"
+        "from localopt import Probe, encode, encode_text, read_corpus, read_probes, read_reference\n"
+        "probe, = read_probes('probes.jsonl')\n"
+        "print(isinstance(probe, Probe), probe.text, read_corpus('corpus.txt'))\n"
+        "print('transformers' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=with_this_package())
+    assert run.stdout.splitlines() == ["False", "True The Seine flows through Paris ['One.', 'Two.']", "False"]
+
+
+def with_this_package() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(Path(localopt.__file__).parents[1])}
 
 
 def test_every_package_that_is_imported_is_declared() -> None:

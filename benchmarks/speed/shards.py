@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.speed.workloads import MODEL_HELP, config_of
 from benchmarks.stamp import stamp, summary
 from benchmarks.timing import once, rounds_of
-from localopt import LocalizedOptimizer
+from localopt import AboveMean, LocalizedOptimizer
 
 STEPS = 3
 TOLERANCE = 1e-5  # of weights, after as many steps at a rate of 1e-3
@@ -52,7 +52,7 @@ def sharded(model: nn.Module, device: torch.device) -> nn.Module:
 
 def localized(model: nn.Module) -> LocalizedOptimizer:
     inner = AdamW(model.parameters(), lr=1e-3, fused=True)
-    return LocalizedOptimizer(inner, model, max_grad_norm=1.0, anchor_decay=1.0)
+    return LocalizedOptimizer(inner, model, AboveMean(), max_grad_norm=1.0, anchor_decay=1.0)
 
 
 def whole(parameter: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How fast a trace is: ``python -m benchmarks.speed.trace [--json FILE] [--smoke]``.
+"""How fast a trace is: ``python -m benchmarks.speed.trace [--model FOLDER] [--json FILE] [--smoke]``.
 
 Ways through one batch of examples, each repetition one after the other in one process:
 
@@ -8,9 +8,10 @@ Ways through one batch of examples, each repetition one after the other in one p
   example is measured twice; an example counts twice in examples/s;
 - plain: an ordinary forward and backward pass over the batch, which gives no norms: the yardstick for memory.
 
-The model has the shapes of SmolLM2-135M and random weights. A trace compares one example of its first batch with the
-loop; that happens before the clock starts. Peak memory is that of a fresh process (or of the CUDA allocator), above
-what the model takes.
+The model has the shapes of SmolLM2-135M, or of the one you name, and random weights. A trace compares one example of
+its first batch with the loop; that happens before the clock starts. A model that cannot be measured in batches is
+measured one by one, as a trace does, and the reason is told. Peak memory is that of a fresh process (or of the CUDA
+allocator), above what the model takes.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
+import typer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from benchmarks.memory import growth
+from benchmarks.speed.workloads import MODEL_HELP, config_of, shapes_of
 from benchmarks.stamp import stamp, summary
 from localopt.layers import partition
 from localopt.tracing.gains import first_step
@@ -42,20 +45,9 @@ from localopt.tracing.measure import average_norms
 WAYS = ("loop", "batched", "gains loop", "gains batched", "plain")
 LOOPS = {way: "gains loop" if way.startswith("gains") else "loop" for way in WAYS}
 
-SMOLLM2_135M = {
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "tie_word_embeddings": True,
-}
-SMOKE = SMOLLM2_135M | {"vocab_size": 512, "hidden_size": 72, "intermediate_size": 192, "num_hidden_layers": 2}
-
 
 class Workload(NamedTuple):
-    shapes: dict[str, Any]
+    model: str
     examples: int
     tokens: int
     threads: int
@@ -69,10 +61,10 @@ class Timed(NamedTuple):
 
 def main() -> None:
     arguments = _arguments()
-    shapes, repetitions = (SMOKE, 2) if arguments.smoke else (SMOLLM2_135M, arguments.repetitions)
-    work = Workload(shapes, arguments.examples, arguments.tokens, arguments.threads, arguments.device)
+    name, repetitions = ("smoke", 2) if arguments.smoke else (arguments.model, arguments.repetitions)
+    work = Workload(name, arguments.examples, arguments.tokens, arguments.threads, arguments.device)
     torch.set_num_threads(work.threads)
-    times, difference = measured_times(work, repetitions)
+    times, difference, refusals = measured_times(work, repetitions)
     result = {
         "stamp": stamp(),
         "workload": work._asdict(),
@@ -81,6 +73,7 @@ def main() -> None:
         "cpu_seconds": {way: [timed.cpu for timed in times[way]] for way in WAYS},
         "peak_bytes": {way: in_fresh_process(way, work) for way in WAYS},
         "largest_relative_difference": difference,
+        "one_by_one": refusals,
     }
     show(result)
     if arguments.json:
@@ -88,18 +81,20 @@ def main() -> None:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def measured_times(work: Workload, repetitions: int) -> tuple[dict[str, list[Timed]], float]:
-    """Times of every way in every repetition, and how far the norms of the loop and of the batch are apart."""
+def measured_times(work: Workload, repetitions: int) -> tuple[dict[str, list[Timed]], float, dict[str, str]]:
+    """Times of every way in every repetition; how far the norms of the loop and of the batch are apart; by way, why
+    the model was not measured in batches, if it was not."""
     model, batch = prepared(work)
+    refusals: dict[str, str] = {}
     times: dict[str, list[Timed]] = {way: [] for way in WAYS}
     with borrowed(model):
-        runs = {way: runner(way, model, batch) for way in WAYS}
+        runs = {way: runner(way, model, batch, refusals) for way in WAYS}
         found = {way: runs[way]() for way in WAYS}  # so that a batch is compared with the loop before the clock starts
         for _ in range(repetitions):
             for way in WAYS:
                 times[way].append(timed(runs[way], work.device))
     pairs = (("batched", "loop"), ("gains batched", "gains loop"))
-    return times, max((found[one] / found[other] - 1).abs().max().item() for one, other in pairs)
+    return times, max((found[one] / found[other] - 1).abs().max().item() for one, other in pairs), refusals
 
 
 def timed(run: Callable[[], Any], device: str) -> Timed:
@@ -112,14 +107,16 @@ def timed(run: Callable[[], Any], device: str) -> Timed:
 
 def prepared(work: Workload) -> tuple[nn.Module, dict[str, Tensor]]:
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**work.shapes))
-    model.to(torch.device(work.device))  # type: ignore[arg-type]
-    tokens = torch.randint(work.shapes["vocab_size"], (work.examples, work.tokens), device=work.device)
+    config = config_of(work.model)
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=torch.float32)
+    model.to(torch.device(work.device))
+    words = config.get_text_config().vocab_size
+    tokens = torch.randint(words, (work.examples, work.tokens), device=work.device)
     return model, {"input_ids": tokens, "labels": tokens}
 
 
-def runner(way: str, model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], Any]:
-    """What to time; for the model as ``borrowed`` lends it."""
+def runner(way: str, model: nn.Module, batch: dict[str, Tensor], refusals: dict[str, str]) -> Callable[[], Any]:
+    """What to time; for the model as ``borrowed`` lends it. ``refusals`` gets the reason why a batch was not taken."""
     layer_of = partition(name for name, _ in model.named_parameters())
     rows = [{key: value[i : i + 1] for key, value in batch.items()} for i in range(len(batch["input_ids"]))]
     batched = Batched(model, layer_of, 1 if way in LOOPS.values() else len(rows))
@@ -134,8 +131,8 @@ def runner(way: str, model: nn.Module, batch: dict[str, Tensor]) -> Callable[[],
             values = torch.cat([step.gains, step.damages])
         else:
             values, _ = average_norms(model, rows, layer_of, batched=batched)
-        if batched.method.startswith("batched") != (way not in LOOPS.values()):
-            raise RuntimeError(f"the {way} was measured {batched.method}")
+        if batched.refusal is not None and way not in LOOPS.values():
+            refusals[way] = batched.refusal
         return values
 
     return plain if way == "plain" else norms
@@ -151,7 +148,7 @@ def peak_bytes(way: str, work: Workload) -> int | None:
     torch.set_num_threads(work.threads)
     model, batch = prepared(work)
     with borrowed(model):
-        return growth(runner(way, model, batch), work.device)
+        return growth(runner(way, model, batch, {}), work.device)
 
 
 def show(result: dict[str, Any]) -> None:
@@ -179,12 +176,15 @@ def show(result: dict[str, Any]) -> None:
     console = Console()
     console.print(table)
     console.print(f"numbers of the batch and of the loop: within {result['largest_relative_difference']:.1e}")
+    for way, reason in result["one_by_one"].items():
+        console.print(f"{way}: measured one by one: {reason}", markup=False, soft_wrap=True)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.speed.trace", description=(__doc__ or "").split("\n\n")[0]
     )
+    parser.add_argument("--model", default="135M", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured, with the stamp")
     parser.add_argument("--smoke", action="store_true", help="a tiny model, in seconds")
     parser.add_argument("--rounds", "--repetitions", dest="repetitions", type=int, default=9)
@@ -192,7 +192,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=64, help="length of an example")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    return parser.parse_args()
+    given = parser.parse_args()
+    try:
+        shapes_of(given.model)
+        most = getattr(config_of(given.model), "max_position_embeddings", None)
+    except (typer.BadParameter, ValueError) as error:  # the second: not a causal language model's
+        parser.error(f"--model {error}")
+    if most is not None and given.tokens > most:
+        parser.error(f"--tokens {given.tokens}: {given.model} reads at most {most}")
+    return given
 
 
 if __name__ == "__main__":

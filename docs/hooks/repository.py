@@ -21,6 +21,8 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "evidence/security.md",
     "benchmarks/results/faults.md": "evidence/faults.md",
+    "benchmarks/results/decay.md": "evidence/decay.md",
+    "benchmarks/results/decay/budgets.md": "evidence/budgets.md",
     "benchmarks/lifelong/README.md": "evidence/protocol.md",
     "benchmarks/results/README.md": "evidence/repeat.md",
     "benchmarks/results/first-look.md": "evidence/first-look.md",

@@ -15,13 +15,11 @@ from torch.optim import Optimizer
 
 from localopt.demo.training import Effort
 from localopt.optimizer import LocalizedOptimizer
-from localopt.policies.rules import Everything
 from localopt.pretraining.announce import trained
 from localopt.pretraining.auto import Material
 from localopt.pretraining.optimizers import make_optimizer, rate
 from localopt.pretraining.probes import Example
 from localopt.pretraining.settings import Settings
-from localopt.steps.anchor import AnchorDecay
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -67,7 +65,7 @@ def adamw(model: PreTrainedModel, lr: float) -> Optimizer:
 
 def one_line(model: PreTrainedModel, lr: float) -> Optimizer:
     """The same optimizer, wrapped: every weight, with selective decay toward the weights it began with."""
-    return LocalizedOptimizer(adamw(model, lr), model, Everything(), anchor_decay=AnchorDecay(1.0, rule="selective"))
+    return LocalizedOptimizer(adamw(model, lr), model)
 
 
 def auto(room: Classroom) -> Prepared:

@@ -5,10 +5,10 @@ In the configuration:
     plugins:
       - localopt.integrations.axolotl.LocalizePlugin
     localopt:                       # all of it optional
-      trace: trace.safetensors      # train the layers that a trace chose; without it, the online rule
+      trace: trace.safetensors      # train the layers that a trace chose; without it, all of them, with selective decay
       rates: false                  # scale their rates with the trace (TGL + ALR) instead of freezing the others
       partial: false                # the run trains only some of the traced layers: those with adapters
-      anchor_decay: 100
+      anchor_decay: 100             # L2-SP; left out: selective without a trace, none with one
       layers: sublayer
 
 Everything else (optimizer, rates, schedule, FSDP) is axolotl's.
@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from localopt.errors import InputError
 from localopt.integrations.transformers import localize
-from localopt.policies import AboveMean
 from localopt.policies.protocol import Policy
 from localopt.tracing.layer_trace import LayerTrace
 
@@ -56,8 +55,8 @@ class LocalizePlugin(_Base):
         localize(trainer, policy, **options)
 
 
-def settings(given: Mapping[str, Any]) -> tuple[Policy, dict[str, Any]]:
-    """Return the policy and options that the configuration's ``localopt:`` asks for.
+def settings(given: Mapping[str, Any]) -> tuple[Policy | None, dict[str, Any]]:
+    """Return the policy and options that the configuration's ``localopt:`` asks for, for LocalizedOptimizer.
 
     Raises:
         InputError: a key that is not known, or a trace that cannot be read.
@@ -71,7 +70,7 @@ def settings(given: Mapping[str, Any]) -> tuple[Policy, dict[str, Any]]:
         for key in ("rates", "partial"):
             if given.get(key):
                 raise InputError(f"localopt.{key} is about a trace: give localopt.trace too")
-        return AboveMean(), options
+        return None, options
     trace, partial = LayerTrace.load(given["trace"]), bool(given.get("partial"))
     scales = trace.adaptive_learning_rates if given.get("rates") else trace.frozen_parameters
     return scales(partial=partial), options

@@ -26,8 +26,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from localopt.integrations.tensorboard import add_picture
 from localopt.layers import Layers
 from localopt.optimizer import LocalizedOptimizer
-from localopt.policies import AboveMean
 from localopt.policies.protocol import Policy
+from localopt.steps.anchor import AnchorDecay, as_decay
 from localopt.steps.elsewhere import DEEPSPEED
 from localopt.steps.history import History
 from localopt.steps.report import Report
@@ -35,11 +35,12 @@ from localopt.steps.report import Report
 
 def localized_optimizer(
     args: TrainingArguments,
-    policy: Policy = AboveMean(),
+    policy: Policy | None = None,
     *,
     layers: Layers = "sublayer",
     frozen_state: Literal["hold", "track", "drop"] = "hold",
     nonfinite: Literal["skip", "raise"] = "skip",
+    anchor_decay: float | AnchorDecay | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Return what Trainer takes as ``optimizer_cls_and_kwargs``: the optimizer it would have made itself, localized.
 
@@ -49,10 +50,12 @@ def localized_optimizer(
 
     Args:
         args: the arguments the Trainer is given.
-        policy: each optimizer made gets a copy of its own, so one tuple may serve several runs.
-        layers: as for :class:`localopt.LocalizedOptimizer`.
+        policy: as for :class:`localopt.LocalizedOptimizer`; each optimizer made gets a copy of its own, so one tuple
+            may serve several runs.
+        layers: likewise.
         frozen_state: likewise.
         nonfinite: likewise.
+        anchor_decay: likewise.
 
     Returns:
         A factory and its arguments.
@@ -75,8 +78,8 @@ def localized_optimizer(
             "newer, or pass Trainer(optimizers=(LocalizedOptimizer(...), None))"
         )
     refuse_zero(args)
-    options = {"policy": policy, "layers": layers, "frozen_state": frozen_state, "nonfinite": nonfinite}
-    return _Factory, {"args": args, **options}
+    options = {"layers": layers, "frozen_state": frozen_state, "nonfinite": nonfinite, "anchor_decay": anchor_decay}
+    return _Factory, {"args": args, "policy": policy, **options}
 
 
 class _Factory:
@@ -88,7 +91,7 @@ class _Factory:
         training_args: TrainingArguments | None = None,
         *,
         args: TrainingArguments | None = None,
-        policy: Policy = AboveMean(),
+        policy: Policy | None = None,
         **options: Any,
     ) -> Optimizer:
         args = args or training_args
@@ -114,17 +117,19 @@ class Localize(TrainerCallback):
     scheduler and a checkpoint that was loaded.
 
     Args:
-        policy: each training gets a copy of its own.
-        options: as for :class:`localopt.LocalizedOptimizer`.
+        policy: as for :class:`localopt.LocalizedOptimizer`; each training gets a copy of its own.
+        options: likewise.
 
     Examples:
+        >>> from localopt import AboveMean
         >>> Localize(AboveMean(), layers="block").options
         {'layers': 'block'}
     """
 
-    def __init__(self, policy: Policy = AboveMean(), **options: Any) -> None:
+    def __init__(self, policy: Policy | None = None, **options: Any) -> None:
         # A checkpoint is loaded into the bare optimizer, before training begins: it must have a state for every start.
-        complete = {"complete_checkpoints": True} if options.get("anchor_decay") else {}
+        decay = as_decay(options.get("anchor_decay"), unasked=policy is None)
+        complete = {"complete_checkpoints": True} if decay.strength else {}
         self.policy, self.options = policy, complete | options
 
     def on_train_begin(
@@ -154,8 +159,8 @@ class Localize(TrainerCallback):
         vars(optimizer).update({key: value for key, value in vars(replaced).items() if key != "accelerator_state"})
 
 
-def localize(trainer: Trainer, policy: Policy = AboveMean(), **options: Any) -> None:
-    """Make a trainer train by a policy: any that is built on transformers' Trainer, before its ``train()``.
+def localize(trainer: Trainer, policy: Policy | None = None, **options: Any) -> None:
+    """Localize what a trainer trains with: any that is built on transformers' Trainer, before its ``train()``.
 
     Args:
         trainer: not yet trained.

@@ -36,6 +36,8 @@ class Run(NamedTuple):
     uptake: float
     path: Sequence[tuple[float, float]] = ()
     """Earlier (forgetting, uptake) of the run, such as its epochs, in order; the end itself is not repeated."""
+    marks: Sequence[str] = ()
+    """What stands at the points, such as numbers of epochs; at the last ones where marks are fewer."""
 
 
 def learning_forgetting(
@@ -49,12 +51,14 @@ def learning_forgetting(
 
     Args:
         points: the runs, in the order of their colors. Each is named beside its end, where the name covers nothing.
+            Marks stand beside their points where there is room.
         title: above the picture.
         forgetting: name of the horizontal axis.
         uptake: name of the vertical axis.
 
     Raises:
-        ValueError: there are no runs, or a number is not finite (the message names the run).
+        ValueError: there are no runs, a number is not finite, or a run has more marks than points (the message names
+            the run).
 
     Examples:
         >>> runs = [Run("AdamW", 3.3, 0.99, path=[(1.0, 0.4)]), Run("localized", 0.2, 0.91)]
@@ -80,7 +84,9 @@ def learning_forgetting(
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#999999")
     axes.tick_params(colors=_INK, labelsize=8, color="#999999")
-    _label(axes, runs, [_PALETTE[number % len(_PALETTE)] for number in range(len(runs))])
+    colors = [_PALETTE[number % len(_PALETTE)] for number in range(len(runs))]
+    figure.draw_without_rendering()  # lays the axes out, so that data and labels can be compared in pixels
+    _label(axes, runs, colors, _mark(axes, runs, colors))
     return figure
 
 
@@ -90,18 +96,35 @@ def _check(runs: Sequence[Run]) -> None:
     for run in runs:
         if not all(math.isfinite(value) for point in _points(run) for value in point):
             raise ValueError(f"run {run.name!r} has a value that is not finite: {_points(run)}")
+        if len(run.marks) > len(_points(run)):
+            raise ValueError(f"run {run.name!r} has {len(run.marks)} marks for {len(_points(run))} points")
 
 
 def _points(run: Run) -> list[tuple[float, float]]:
     return [*run.path, (run.forgetting, run.uptake)]
 
 
-def _label(axes: Axes, runs: Sequence[Run], colors: Sequence[str]) -> None:
-    """Name every run beside its end. Each label takes the place that covers least, then again, knowing the others."""
-    figure = axes.get_figure()
-    assert isinstance(figure, Figure)
-    figure.draw_without_rendering()  # lays the axes out, so that data and labels can be compared in pixels
-    pixel = figure.dpi / 72
+def _mark(axes: Axes, runs: Sequence[Run], colors: Sequence[str]) -> list[Bbox]:
+    """Set marks above their points, the last points first, each where it covers no other; their boxes."""
+    boxes: list[Bbox] = []
+    for run, color in zip(runs, colors, strict=True):
+        for mark, point in zip(reversed(run.marks), reversed(_points(run)), strict=False):
+            style = _style(color, 6) | {"ha": "center", "textcoords": "offset points"}
+            text = axes.annotate(plain(mark), point, (0, 4), **style, **NO_MATH)
+            box = text.get_window_extent()
+            if any(box.overlaps(other) for other in boxes):
+                text.remove()
+            else:
+                boxes.append(box)
+    return boxes
+
+
+def _label(axes: Axes, runs: Sequence[Run], colors: Sequence[str], taken: Sequence[Bbox]) -> None:
+    """Name every run beside its end. Each label takes the place that covers least, then again, knowing the others.
+
+    ``taken`` are boxes where no name should be.
+    """
+    pixel = axes.get_figure().dpi / 72  # type: ignore[union-attr]
     lines = [axes.transData.transform(_points(run)) for run in runs]
     ends = np.stack([line[-1] for line in lines])
     ink = np.concatenate([_sampled(line, 4 * pixel) for line in lines])
@@ -114,7 +137,7 @@ def _label(axes: Axes, runs: Sequence[Run], colors: Sequence[str]) -> None:
     boxes: dict[int, Bbox] = {}
     for _ in range(3):
         for number, extent in enumerate(extents):
-            others = [box for other, box in boxes.items() if other != number]
+            others = [*taken, *(box for other, box in boxes.items() if other != number)]
             places = [
                 (distance, _place(ends[number], extent, angle, distance * pixel))
                 for distance in _DISTANCES
@@ -131,10 +154,11 @@ def _label(axes: Axes, runs: Sequence[Run], colors: Sequence[str]) -> None:
             _connect(axes, ends[number], boxes[number], colors[number])
 
 
-def _style(color: str) -> dict[str, Any]:
+def _style(color: str, size: float = 8) -> dict[str, Any]:
     red, green, blue = (0.75 * part for part in to_rgb(color))  # darker: thin letters on white need the contrast
     halo = withStroke(linewidth=2.5, foreground="white")
-    return {"fontsize": 8, "color": (red, green, blue), "va": "bottom", "path_effects": [halo], "in_layout": False}
+    style = {"fontsize": size, "color": (red, green, blue), "path_effects": [halo]}
+    return {**style, "va": "bottom", "in_layout": False}
 
 
 def _sampled(line: _Array, spacing: float) -> _Array:

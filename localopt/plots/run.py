@@ -17,7 +17,7 @@ def run_picture(history: History, *, title: str = "") -> Figure:
     """Draw what a run trained: a row a layer, time from left to right.
 
     Above stand the gradient norms relative to the mean of their step, below the scales of the learning rate (white is
-    frozen). Where no norms were taken, the scales stand alone.
+    frozen). Where no norms were taken the scales stand alone, and the norms where every layer trained at the full rate.
 
     Args:
         history: what ``optimizer.history(every=n)`` returned.
@@ -37,6 +37,7 @@ def run_picture(history: History, *, title: str = "") -> Figure:
         raise ValueError("the history has no step yet: ask for it before training, optimizer.history(every=n)")
     rows = [("learning rate scale", scales, "Blues", 0.0, max(1.0, float(scales.nan_to_num().max())))]
     if not norms.isnan().all():
+        rows = [] if bool((scales.nan_to_num(1.0) == 1).all()) else rows
         mean = norms.nanmean(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
         relative = (norms / mean).clamp(min=2**-4, max=2**4).log2()
         rows.insert(0, ("gradient norm over its mean (powers of 2)", relative, "RdBu_r", -4.0, 4.0))

@@ -55,7 +55,7 @@ def keep_within(
         nll = tried[-1][REFERENCE]["nll"]
         if progress:
             said = "not finite" if nll is None else f"{nll:.3f}"
-            say(f"forgetting budget: scored {len(tried)} models between start and end, reference now {said}")
+            say(f"forgetting budget: scored model {len(tried)} between start and end, reference now {said}")
         return math.nan if nll is None else float(nll)
 
     try:

@@ -26,6 +26,7 @@ class Compared:
         history: what it was and how it did.
         learned: the set that was to be learned.
         path: (rise of the reference's NLL, fall of the learned set's) after every epoch, in nats a token.
+        epochs: which epoch each point of the path is after.
         kept: the same for the model that a forgetting budget left; None without one.
     """
 
@@ -33,6 +34,7 @@ class Compared:
     history: History
     learned: str
     path: tuple[tuple[float, float], ...]
+    epochs: tuple[float, ...]
     kept: tuple[float, float] | None
 
 
@@ -98,12 +100,15 @@ def comparison_table(runs: Sequence[Compared]) -> Table:
 
 
 def comparison_picture(runs: Sequence[Compared], path: Path) -> None:
-    """Draw every run from the origin, the model before training, over its epochs to its end."""
-    drawn = [Run(run.name, *run.path[-1], path=((0.0, 0.0), *run.path[:-1])) for run in runs]
+    """Draw every run from the origin, the model before training, over its epochs, each with its number, to its end."""
+    drawn = [
+        Run(run.name, *run.path[-1], path=((0.0, 0.0), *run.path[:-1]), marks=[f"{epoch:g}" for epoch in run.epochs])
+        for run in runs
+    ]
     drawn += [Run(f"{run.name}, kept", *run.kept) for run in runs if run.kept is not None and run.kept != run.path[-1]]
     figure = learning_forgetting(
         drawn,
-        title=f"learned: {runs[0].learned}",
+        title=f"learned: {runs[0].learned}; numbers: after which epoch",
         forgetting="reference: rise of NLL (less is better)",
         uptake="fall of NLL since the start",
     )
@@ -112,10 +117,16 @@ def comparison_picture(runs: Sequence[Compared], path: Path) -> None:
 
 def _compared(name: str, history: History, learned: str) -> Compared:
     path = history.uptake_and_forgetting(REFERENCE)[learned]
+    scored = [entry for entry in history.scores[1:] if None not in _losses(entry["sets"], learned)]
     if not path:
         raise InputError(f"{name}: diverged, its losses are not finite: leave it out.")
     back = history.way_back(REFERENCE).get(learned)
-    return Compared(name, history, learned, tuple(path), back[-1] if back else None)
+    epochs = tuple(entry["epoch"] for entry in scored)
+    return Compared(name, history, learned, tuple(path), epochs, back[-1] if back else None)
+
+
+def _losses(sets: dict[str, Any], learned: str) -> list[float | None]:
+    return [sets[name]["nll"] for name in (learned, REFERENCE)]
 
 
 def _same(mine: dict[str, Any], theirs: dict[str, Any]) -> bool:

@@ -8,8 +8,7 @@ UTF-8 text and never unpickled; whatever is wrong with one is an `InputError` th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,72 +16,81 @@ import torch
 from torch import Tensor
 
 from localopt.errors import InputError
-from localopt.pretraining.textfiles import is_json_lines, json_lines, read_text, short, string
+from localopt.pretraining.probe_lines import Probe, completion, probes_of_line
+from localopt.pretraining.textfiles import is_json_lines, json_lines, read_text, string
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+__all__ = [
+    "IGNORED",
+    "Example",
+    "Probe",
+    "completion",
+    "encode",
+    "encode_text",
+    "holds_probes",
+    "read_corpus",
+    "read_probes",
+    "read_reference",
+]
+
 Example = dict[str, Tensor]
 IGNORED = -100
-MASK = "<extra_id_0>"
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A text and the character ranges on which the loss is taken.
-
-    `prompt` and `answer` are set for prompt/answer probes only. `source` is "file:line"; `extra` holds the fields of
-    the line that nothing here reads (`distractors`, `group`, ...).
-    """
-
-    text: str
-    span: tuple[tuple[int, int], ...]
-    prompt: str | None = None
-    answer: str | None = None
-    source: str = "probe"
-    extra: dict[str, Any] = field(default_factory=dict, compare=False)
-
-
-def completion(prompt: str, answer: str, source: str = "probe", extra: dict[str, Any] | None = None) -> Probe:
-    """The probe whose loss is taken on `answer`, read after `prompt`.
-
-    One space joins them unless the prompt ends or the answer begins with white space.
-
-    >>> probe = completion("The capital of France is", "Paris")
-    >>> probe.text, [probe.text[start:end] for start, end in probe.span]
-    ('The capital of France is Paris', ['Paris'])
-    """
-    for name, value in (("prompt", prompt), ("answer", answer)):
-        if not value.strip():
-            raise InputError(f"{source}: the {name} is empty ({value!r}): give it at least one word, or drop the line.")
-    glue = "" if prompt[-1].isspace() or answer[0].isspace() else " "
-    text = prompt + glue + answer
-    start = len(text) - len(answer.lstrip())
-    return Probe(text, ((start, len(text.rstrip())),), prompt, answer, source, extra or {})
 
 
 def read_probes(path: str | Path) -> list[Probe]:
-    """Read a probe file: JSON lines, each in one of these forms (other fields are kept in `Probe.extra`).
+    """Read a probe file: JSON lines, each in one of these forms (other fields are kept in ``Probe.extra``).
 
-    - `{"prompt": ..., "answer": ...}`: loss on the answer;
-    - `{"text": ..., "spans": [[start, end], ...]}`: loss on these character ranges;
-    - Entity Cloze By Date (Onoe et al., NAACL Findings 2022, arXiv 2205.02832): `masked_sentence` and `answer_str`, or
-      `probe_sentences` with a `probe_sentence` and a `label` each (one probe a sentence); loss on what `<extra_id_0>`
-      hides. The entity's definition stays in `extra`: it is what to learn, not part of the question.
+    - ``{"prompt": ..., "answer": ...}``: loss on the answer;
+    - ``{"text": ..., "spans": [[start, end], ...]}``: loss on these character ranges;
+    - Entity Cloze By Date: ``masked_sentence`` and ``answer_str``, or ``probe_sentences`` with a ``probe_sentence`` and
+      a ``label`` each (one probe a sentence); loss on what ``<extra_id_0>`` hides. The entity's definition stays in
+      ``extra``: it is what to learn, not part of the question.
+
+    Args:
+        path: of the file, UTF-8.
+
+    Returns:
+        The probes, in the order of the file.
 
     Raises:
         InputError: no such file, not UTF-8, empty, a bad line, a missing or ill-typed field, a span outside the text.
+
+    Examples:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "probes.jsonl"
+        >>> _ = file.write_text('{"prompt": "The capital of France is", "answer": "Paris", "group": 3}')
+        >>> probe, = read_probes(file)
+        >>> probe.text, probe.extra
+        ('The capital of France is Paris', {'group': 3})
+
+    References:
+        Onoe et al. 2022, NAACL Findings, arXiv 2205.02832: Entity Cloze By Date.
     """
-    return [probe for source, line in json_lines(path) for probe in _parse(line, source)]
+    return [probe for source, line in json_lines(path) for probe in probes_of_line(line, source)]
 
 
 def read_corpus(path: str | Path) -> list[str]:
-    """Read the documents of a corpus: JSON lines with `text`, or plain text.
+    """Read the documents of a corpus: JSON lines with ``text``, or plain text.
 
-    Plain text is split at blank lines; where it has WikiText's article headings (` = Title = `), at those instead.
+    Plain text is split at blank lines; where it has WikiText's article headings (`` = Title = ``), at those instead.
+
+    Args:
+        path: of the file, UTF-8.
+
+    Returns:
+        The documents, in the order of the file.
 
     Raises:
-        InputError: as `read_probes`.
+        InputError: as :func:`read_probes`.
+
+    Examples:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "corpus.txt"
+        >>> _ = file.write_text("Paris is large.\\n\\nSo is Lyon.")
+        >>> read_corpus(file)
+        ['Paris is large.', 'So is Lyon.']
     """
     if is_json_lines(path):
         return [string(line, "text", source) for source, line in json_lines(path)]
@@ -103,7 +111,27 @@ def holds_probes(path: str | Path) -> bool:
 def read_reference(path: str | Path, tokenizer: PreTrainedTokenizerBase, length: int) -> list[Example]:
     """Read ordinary text (loss on every token) or a probe file of facts to keep (loss on the spans), by its content.
 
-    `length` is the number of tokens of a packed chunk of text, and the most tokens a probe may have.
+    Args:
+        path: of the file, UTF-8.
+        tokenizer: the model's.
+        length: the number of tokens of a packed chunk of text, and the most tokens a probe may have.
+
+    Returns:
+        As :func:`encode`, or as :func:`encode_text`.
+
+    Raises:
+        InputError: what :func:`read_probes`, :func:`encode` or :func:`encode_text` refuse.
+
+    Examples:
+        >>> import tempfile
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> words = Tokenizer(models.WordLevel({"Paris": 0, "is": 1, "large": 2}, unk_token="is"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> file = Path(tempfile.mkdtemp()) / "keep.txt"
+        >>> _ = file.write_text("Paris is large")
+        >>> read_reference(file, PreTrainedTokenizerFast(tokenizer_object=words), length=8)[0]["labels"]
+        tensor([0, 1, 2])
     """
     if holds_probes(path):
         return encode(read_probes(path), tokenizer, length)
@@ -111,17 +139,33 @@ def read_reference(path: str | Path, tokenizer: PreTrainedTokenizerBase, length:
 
 
 def encode(probes: Sequence[Probe], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> list[Example]:
-    """Tokenize probes: one `{"input_ids": (T,), "labels": (T,)}` each, int64, labels -100 off the spans.
+    """Tokenize probes, with labels on the spans alone.
 
     The text is tokenized as a whole, as a model would read it, and a token is labeled when its characters overlap a
     span; so an answer's first token carries the space before it where the tokenizer writes it that way. A text longer
-    than `max_length` loses first what follows its last labeled token (which no causal model sees), then the oldest
+    than ``max_length`` loses first what follows its last labeled token (which no causal model sees), then the oldest
     context; special tokens at the front stay. The first token of a text is never labeled: nothing predicts it.
 
     The character offsets this needs come from fast tokenizers alone, so a slow (pure Python) one is refused.
 
+    Args:
+        probes: what to ask.
+        tokenizer: the model's, a fast one.
+        max_length: the most tokens of a text; None for all.
+
+    Returns:
+        One ``{"input_ids": (T,), "labels": (T,)}`` a probe, int64, labels -100 off the spans.
+
     Raises:
-        InputError: a slow tokenizer, a span without a token to predict, a span that does not fit in `max_length`.
+        InputError: a slow tokenizer, a span without a token to predict, a span that does not fit in ``max_length``.
+
+    Examples:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> words = Tokenizer(models.WordLevel({"Paris": 0, "is": 1, "large": 2}, unk_token="is"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> encode([completion("Paris is", "large")], PreTrainedTokenizerFast(tokenizer_object=words))
+        [{'input_ids': tensor([0, 1, 2]), 'labels': tensor([-100, -100,    2])}]
     """
     if not tokenizer.is_fast:
         raise InputError(
@@ -132,10 +176,29 @@ def encode(probes: Sequence[Probe], tokenizer: PreTrainedTokenizerBase, max_leng
 
 
 def encode_text(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> list[Example]:
-    """Pack documents into chunks of `length` tokens with the loss on every token: `{"input_ids", "labels"}`, int64.
+    """Pack documents into chunks with the loss on every token.
 
-    Each document is written as the tokenizer writes it and followed by the end-of-sequence token. The last chunk may
-    be shorter (at least 2 tokens).
+    Each document is written as the tokenizer writes it and followed by the end-of-sequence token.
+
+    Args:
+        texts: the documents.
+        tokenizer: the model's.
+        length: tokens of a chunk, at least 2. The last one may be shorter (at least 2 tokens too).
+
+    Returns:
+        One ``{"input_ids": (T,), "labels": (T,)}`` a chunk, int64.
+
+    Raises:
+        InputError: a length below 2, a text of which nothing can be predicted.
+
+    Examples:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> words = Tokenizer(models.WordLevel({"Paris": 0, "is": 1, "large": 2}, unk_token="is"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> chunks = encode_text(["Paris is", "is large"], PreTrainedTokenizerFast(tokenizer_object=words), length=2)
+        >>> [chunk["input_ids"].tolist() for chunk in chunks]
+        [[0, 1], [1, 2]]
     """
     if length < 2:
         raise InputError(f"length is {length}: a chunk needs at least 2 tokens, one to read and one to predict.")
@@ -185,60 +248,3 @@ def _encode_one(probe: Probe, tokenizer: PreTrainedTokenizerBase, max_length: in
         keep = torch.cat([torch.arange(front), torch.arange(max(front, stop - (max_length - front)), stop)])
         ids, labels = ids[keep], labels[keep]
     return {"input_ids": ids, "labels": labels}
-
-
-def _parse(line: dict[str, Any], source: str) -> Iterator[Probe]:
-    """Every probe of one line, by the fields it has."""
-    if "probe_sentences" in line:
-        sentences = line["probe_sentences"]
-        if not isinstance(sentences, dict) or not sentences or not all(isinstance(s, dict) for s in sentences.values()):
-            raise InputError(f'{source}: "probe_sentences" must map names to objects, not {short(sentences)}.')
-        for sentence in sentences.values():
-            extra = _without(line, "probe_sentences")
-            yield _unmask(string(sentence, "probe_sentence", source), string(sentence, "label", source), source, extra)
-    elif "masked_sentence" in line:
-        masked, target = string(line, "masked_sentence", source), string(line, "answer_str", source)
-        yield _unmask(masked, target, source, _without(line, "masked_sentence", "answer_str"))
-    elif "spans" in line:
-        text = string(line, "text", source)
-        yield Probe(text, _spans(line["spans"], text, source), source=source, extra=_without(line, "text", "spans"))
-    elif "prompt" in line or "answer" in line:
-        extra = _without(line, "prompt", "answer")
-        yield completion(string(line, "prompt", source), string(line, "answer", source), source, extra)
-    else:
-        raise InputError(
-            f"{source}: not a probe, its fields are {sorted(line)}: a line needs prompt and answer, or text and spans, "
-            "or ECBD's probe_sentences."
-        )
-
-
-def _unmask(masked: str, target: str, source: str, extra: dict[str, Any]) -> Probe:
-    answer = re.sub(r"<extra_id_\d+>", "", target).strip()
-    if masked.count(MASK) != 1 or not answer:
-        raise InputError(
-            f"{source}: a masked sentence needs {MASK} exactly once and a target that is not empty, "
-            f"not {short(masked)} with {short(target)}."
-        )
-    start = masked.index(MASK)
-    return Probe(masked.replace(MASK, answer), ((start, start + len(answer)),), source=source, extra=extra)
-
-
-def _spans(spans: Any, text: str, source: str) -> tuple[tuple[int, int], ...]:
-    if not isinstance(spans, list) or not spans:
-        raise InputError(f'{source}: "spans" must be a list of [start, end] pairs, not {short(spans)}.')
-    for span in spans:
-        if not (isinstance(span, list) and len(span) == 2 and all(type(end) is int for end in span)):
-            raise InputError(f"{source}: a span must be [start, end], two character positions, not {short(span)}.")
-        start, end = span
-        if not 0 <= start < end <= len(text):
-            raise InputError(
-                f"{source}: the span [{start}, {end}] lies outside the text of {len(text)} characters or is empty: "
-                "0 <= start < end <= length must hold."
-            )
-        if not text[start:end].strip():
-            raise InputError(f"{source}: the span [{start}, {end}] covers only white space.")
-    return tuple((start, end) for start, end in spans)
-
-
-def _without(line: dict[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: value for key, value in line.items() if key not in keys}

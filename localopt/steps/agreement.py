@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from localopt.steps.description import HELD, LAYERS, OWNERS, Facts, difference
+from localopt.steps.description import HELD, LAYERS, OWNERS, START, Facts, difference
 from localopt.steps.sharding import Sharding
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _compare(mine: Facts, groups: Sequence[ProcessGroup | None]) -> None:
         return
     differing = [name for name in mine if len({repr(facts[name]) for facts in everyone.values()}) > 1]
     if {LAYERS, HELD} & {*differing}:  # which says it already
-        differing = [name for name in differing if name != OWNERS]
+        differing = [name for name in differing if name not in (OWNERS, START)]
     said = (difference(name, {rank: facts[name] for rank, facts in everyone.items()}) for name in differing)
     raise ValueError(
         f"the processes' optimizers differ, so that the weights they share would drift apart: {'; '.join(said)}. "

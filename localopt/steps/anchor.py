@@ -84,15 +84,30 @@ class AnchorDecay:
             raise ValueError(f"the strength of a {self.rule} anchor decay must be {span}, not {self.strength}")
 
 
+def as_decay(given: float | AnchorDecay | None, unasked: bool) -> AnchorDecay:
+    """Return what LocalizedOptimizer's ``anchor_decay`` means: selective decay where neither it nor a policy is given.
+
+    >>> as_decay(None, unasked=True), as_decay(None, unasked=False), as_decay(100, unasked=True)
+    (AnchorDecay(strength=1.0, rule='selective'), AnchorDecay(strength=0.0, rule='plain'), \
+AnchorDecay(strength=100, rule='plain'))
+    """
+    if given is None:
+        return AnchorDecay(1.0, rule="selective") if unasked else AnchorDecay(0.0)
+    return given if isinstance(given, AnchorDecay) else AnchorDecay(given)
+
+
 class Anchor:
     """The start of one optimizer's parameters, by their position in its groups, and the pull toward it.
 
-    A parameter that requires no gradient when it is added has no start and is never pulled.
+    A parameter that requires no gradient when it is added has no start and is never pulled. The start of one that has
+    no data yet (on the meta device) is what it holds at the first step, or when it is first saved.
     """
 
     def __init__(self, decay: AnchorDecay) -> None:
         self.decay = decay
         self.starts: list[list[Tensor | None]] = []
+        self.as_wrapped = decay.start is None  # not given, and not of a checkpoint
+        self._waiting = False
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -110,6 +125,36 @@ class Anchor:
             for group, mine in zip(groups, names, strict=True)
         ]
         self.starts.extend(added)
+        self._waiting |= any(start is not None and start.is_meta for mine in added for start in mine)
+
+    def begin(self, groups: Sequence[Group], names: Sequence[Sequence[str]]) -> None:
+        """Before a step: see that every start still fits, and take those of parameters that had no data when added.
+
+        Raises:
+            ValueError: a parameter has another shape by now, as after ``resize_token_embeddings``.
+        """
+        for group, mine, known in zip(groups, self.starts, names, strict=True):
+            for parameter, start, name in zip(group["params"], mine, known, strict=True):
+                if start is not None and start.shape != parameter.shape:
+                    raise ValueError(
+                        f"{name!r} had shape {tuple(start.shape)} when the optimizer was wrapped, and has "
+                        f"{tuple(parameter.shape)} now, so it cannot decay toward its start; nothing was updated. Wrap "
+                        "the optimizer after the model was resized, or without a decay (anchor_decay=0)"
+                    )
+        self._take(groups)
+
+    def _take(self, groups: Sequence[Group]) -> None:
+        if not self._waiting:
+            return
+        self._waiting = False
+        for group, mine in zip(groups, self.starts, strict=True):
+            for i, (parameter, start) in enumerate(zip(group["params"], mine, strict=True)):
+                if start is None or not start.is_meta:
+                    continue
+                if parameter.is_meta:
+                    self._waiting = True
+                else:
+                    mine[i] = parameter.detach().to(self.decay.device or parameter.device, start.dtype, copy=True)
 
     def _start(self, parameter: Tensor, name: str) -> Tensor | None:
         if not parameter.requires_grad:
@@ -128,9 +173,10 @@ class Anchor:
                     "give the weights of the same model"
                 )
             found = laid_out_like(found.to(parameter.dtype), parameter)
-        kept = found.to(
-            device=self.decay.device or parameter.device, dtype=self.decay.dtype or parameter.dtype, copy=True
-        )
+        if found.is_meta:
+            return torch.empty_like(found, dtype=self.decay.dtype)
+        home = found.device if parameter.is_meta else parameter.device
+        kept = found.to(device=self.decay.device or home, dtype=self.decay.dtype or parameter.dtype, copy=True)
         if kept.dtype != parameter.dtype and not torch.equal(local(kept).to(found), local(found)):
             raise ValueError(
                 f"dtype={kept.dtype} would change the start of {name!r}, and what is learned is smaller than that "
@@ -140,13 +186,14 @@ class Anchor:
 
     def near(self, groups: Sequence[Group]) -> list[list[Tensor | None]]:
         """Return the starts, moved and sharded as the parameters are by now (they may have changed since)."""
+        self._take(groups)
         return [self.near_group(index, group) for index, group in enumerate(groups)]
 
     def near_group(self, index: int, group: Group) -> list[Tensor | None]:
         """The same for one group."""
         mine = self.starts[index]
         for i, (parameter, start) in enumerate(zip(group["params"], mine, strict=True)):
-            if start is None:
+            if start is None or parameter.is_meta:
                 continue
             if is_sharded(parameter) and not is_sharded(start):
                 mine[i] = laid_out_like(start, parameter)

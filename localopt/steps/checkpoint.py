@@ -166,12 +166,13 @@ def restore(
     policy.restore(saved)
     if anchor is None:
         return
+    anchor.as_wrapped = anchor.as_wrapped and not starts
     position = 0
     for mine in anchor.starts:
         for i, held in enumerate(mine):
             if held is not None and position in starts:
                 start = laid_out_like(starts[position].detach().to(held.dtype), held)
-                mine[i] = start.to(held.device, copy=True)
+                mine[i] = start.to(start.device if held.is_meta else held.device, copy=True)
             position += 1
 
 

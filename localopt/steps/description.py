@@ -20,6 +20,7 @@ from localopt.steps.sharding import is_sharded
 Facts: TypeAlias = dict[str, Any]
 
 LAYERS, HELD, OWNERS = "the layers", "the parameters", "which layer holds what"
+START = "the start of the anchor decay"
 
 _SHOWN = 160  # characters of a value
 _NAMES = 3  # names of a difference
@@ -59,8 +60,8 @@ def describe(
     if not sharded:
         facts[OWNERS] = tuple(sorted(f"{layout.names[layer]}: {name}" for name, _, layer in named))
         if anchor is not None:
-            starts = [start for mine in anchor.starts for start in mine if start is not None]
-            facts["the start of the anchor decay"] = _fingerprint(starts)
+            starts = [start for mine in anchor.starts for start in mine if start is not None and not start.is_meta]
+            facts[START] = _fingerprint(starts)
     return facts
 
 

@@ -58,11 +58,16 @@ class Report:
             f"{len(self.updated)} of {len(self.names)} layers updated ({self.share_updated:.0%} of parameters), "
             f"gradient norm {norm}, {self.skipped_steps} steps skipped"
         ]
+        if self.anchor_shares is not None:
+            back = [share for share in self.anchor_shares if share > 0]
+            lines.append(f"{len(back)} layers decayed toward the start")
         width = max(len(name) for name in self.names)
         for i, name in enumerate(self.names):
             layer_norm = "" if self.norms is None else f"norm {self.norms[i]:<10.4g} "
             idle = ", no gradient" if name in self.without_gradient else ""
-            lines.append(f"  {name:<{width}}  {layer_norm}scale {self.scales[i]:.4g}{idle}")
+            share = 0.0 if self.anchor_shares is None else self.anchor_shares[i]
+            decayed = f", {share:.2%} of the way back" if share > 0 else ""
+            lines.append(f"  {name:<{width}}  {layer_norm}scale {self.scales[i]:.4g}{decayed}{idle}")
         return "\n".join(lines)
 
 

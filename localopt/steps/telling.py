@@ -18,6 +18,10 @@ from localopt.steps.saved import SavedOptimizer
 from localopt.steps.watch import Watch
 
 logger = logging.getLogger(__name__)
+_MOVED = (
+    "before its first step the weights are no longer those that the optimizer was wrapped with, toward which they "
+    "decay: load a model before its optimizer is wrapped, or say what to decay toward: AnchorDecay(..., start=...)"
+)
 
 
 class TellingOptimizer(SavedOptimizer):
@@ -49,6 +53,9 @@ class TellingOptimizer(SavedOptimizer):
             twice = self._clipped.look(norms, self.max_grad_norm)
             if twice:
                 warnings.warn(twice, stacklevel=8)
+        drift = self._signals.get("drift") if self._anchor is not None and self._anchor.as_wrapped else None
+        if scales is not None and drift is not None and self._watch.first("drift") and bool((drift > 0).any()):
+            warnings.warn(_MOVED, stacklevel=8)
         if self._history is not None and self._scales is not None:
             self._history.add(norms, self._scales)
 

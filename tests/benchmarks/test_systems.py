@@ -76,7 +76,7 @@ def same(one: Weights, other: Weights) -> bool:
 
 # One of each system, alone or where gain over damage chooses; the others differ in the layers alone.
 SMOKE = ["distillation", "f-learning-lora", "lexical-random", "mixreview-chosen", "der", "k-adapter-best", "ft-l"]
-SMOKE += ["ft-m-chosen", "memit"]
+SMOKE += ["ft-m-chosen", "memit", "recadam"]
 
 
 def test_every_system_runs_and_changes_what_it_says(prepared: Path, model_folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from localopt import AnchorDecay, LocalizedOptimizer
+from localopt import AboveMean, AnchorDecay, LocalizedOptimizer
 from localopt.policies import Proportional
 from tests.distributed import worker
 from tests.distributed.launch import succeed, torchrun
@@ -17,7 +17,7 @@ from tests.distributed.launch import succeed, torchrun
 # Everything that runs on so many processes runs under one torchrun: starting it takes longer than the cases.
 CASES = {
     2: "ddp ddp_broadcast ddp_nan ddp_toggled fsdp2 fsdp2_foreach fsdp2_rescaled fsdp2_track fsdp2_on_kernels "
-    "ddp_selective fsdp2_selective fsdp2_plain fsdp2_cautious_on_kernels "
+    "ddp_selective fsdp2_selective ddp_unasked fsdp2_unasked fsdp2_plain fsdp2_cautious_on_kernels "
     "fsdp2_sgd fsdp2_ignored swapped tensor_parallel sequence_parallel fsdp1 rebuilt trace trace_by_gains "
     "trace_bad_example save",
     4: "ddp fsdp2 fsdp2_empty hsdp two_dimensions resume",
@@ -44,7 +44,7 @@ def one_process(case: str) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]
     network = worker.model()
     if case == "fsdp2_sgd":
         inner = SGD(network.parameters(), lr=0.1, momentum=0.9, foreach=True)
-        optimizer = LocalizedOptimizer(inner, network, max_grad_norm=0.5)
+        optimizer = LocalizedOptimizer(inner, network, AboveMean(), max_grad_norm=0.5)
     else:
         start = {name: torch.zeros_like(p) for name, p in network.named_parameters()}
         options: dict[str, Any] = {
@@ -52,6 +52,8 @@ def one_process(case: str) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]
             "fsdp2_track": {"frozen_state": "track"},
             "ddp_selective": {"anchor_decay": AnchorDecay(1.0, rule="selective")},
             "fsdp2_selective": {"anchor_decay": AnchorDecay(1.0, rule="selective")},
+            "ddp_unasked": {"policy": None},
+            "fsdp2_unasked": {"policy": None},
             "fsdp2_plain": {"anchor_decay": AnchorDecay(5.0, start=start)},
             "fsdp2_cautious_on_kernels": {"anchor_decay": AnchorDecay(20.0, rule="cautious")},
         }.get(case, {})
@@ -65,7 +67,8 @@ WHOLE = [
     *(("fsdp2", count) for count in (2, 4)),
     *((case, 2) for case in ("fsdp2_foreach", "fsdp2_rescaled", "fsdp2_track", "fsdp2_on_kernels", "fsdp2_sgd")),
     *((case, 2) for case in ("fsdp2_ignored", "swapped", "tensor_parallel")),
-    *((case, 2) for case in ("ddp_selective", "fsdp2_selective", "fsdp2_plain", "fsdp2_cautious_on_kernels")),
+    *((case, 2) for case in ("ddp_selective", "fsdp2_selective", "ddp_unasked", "fsdp2_unasked")),
+    *((case, 2) for case in ("fsdp2_plain", "fsdp2_cautious_on_kernels")),
     *((case, 4) for case in ("hsdp", "two_dimensions")),
 ]
 each_way = pytest.mark.parametrize(("case", "processes"), WHOLE, ids=lambda value: str(value))
@@ -82,7 +85,11 @@ def test_processes_train_the_model_that_one_process_trains(case: str, processes:
         assert mine["norms"] == pytest.approx(theirs["norms"], rel=1e-5)
         assert mine["scales"] == pytest.approx(theirs["scales"], rel=1e-5)
         assert mine["share"] == theirs["share"]
-    assert any(0 in report["scales"] for report in reports) or case == "fsdp2_rescaled"
+    assert any(0 in report["scales"] for report in reports) or case in (
+        "fsdp2_rescaled",
+        "ddp_unasked",
+        "fsdp2_unasked",
+    )
 
 
 @each_way
@@ -99,7 +106,7 @@ def test_a_step_sums_one_number_a_layer_once_if_sharded_and_nothing_under_ddp(
     assert len(ours) == (0 if case.startswith("ddp") else worker.STEPS)
     # The selective decay: drift and pullback in the same sum as the norms; how far the step went, afterwards.
     together = [size for size in results[case, processes]["collectives"] if size == 3 * layers]
-    assert len(together) == (worker.STEPS if case == "fsdp2_selective" else 0)
+    assert len(together) == (worker.STEPS if case in ("fsdp2_selective", "fsdp2_unasked") else 0)
 
 
 def test_on_unlike_hardware_broadcast_norms_makes_all_processes_choose_alike(results: Results) -> None:

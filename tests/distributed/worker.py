@@ -95,11 +95,9 @@ def sharded(network: nn.Module, **options: Any) -> nn.Module:
     return fully_shard(network, **options)
 
 
-def localized(network: nn.Module, **options: Any) -> LocalizedOptimizer:
-    fused = options.pop("fused", True)
-    policy = options.pop("policy", None) or Smoothed(AboveMean(), 0.5)
-    inner = AdamW(network.parameters(), lr=1e-2, fused=fused)
-    return LocalizedOptimizer(inner, network, policy, max_grad_norm=options.pop("max_grad_norm", 0.5), **options)
+def localized(network: nn.Module, fused: bool = True, **options: Any) -> LocalizedOptimizer:
+    options = {"policy": Smoothed(AboveMean(), 0.5), "max_grad_norm": 0.5} | options
+    return LocalizedOptimizer(AdamW(network.parameters(), lr=1e-2, fused=fused), network, **options)
 
 
 class _Calls:
@@ -216,6 +214,14 @@ def fsdp2_selective(out: Path) -> dict[str, Any]:
     return fsdp2(out, anchor_decay=AnchorDecay(1.0, rule="selective"))
 
 
+def ddp_unasked(out: Path) -> dict[str, Any]:
+    return ddp(out, policy=None)
+
+
+def fsdp2_unasked(out: Path) -> dict[str, Any]:
+    return fsdp2(out, policy=None)
+
+
 def fsdp2_plain(out: Path) -> dict[str, Any]:
     """The start is given whole, and sharded as the parameters are."""
     start = {name: torch.zeros_like(p) for name, p in model().named_parameters()}
@@ -241,7 +247,7 @@ def fsdp2_on_kernels(out: Path, **options: Any) -> dict[str, Any]:
 def fsdp2_sgd(out: Path) -> dict[str, Any]:
     network = sharded(model())
     inner = SGD(network.parameters(), lr=0.1, momentum=0.9, foreach=True)
-    return run_whole(network, LocalizedOptimizer(inner, network, max_grad_norm=0.5))
+    return run_whole(network, LocalizedOptimizer(inner, network, AboveMean(), max_grad_norm=0.5))
 
 
 def fsdp2_ignored(out: Path) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def plain_step(model: nn.Module, step: Callable[[], object], number: int) -> Non
 def test_averaged_weights_are_the_mean_over_the_steps_frozen_layers_included() -> None:
     model = mlp()
     averaged = AveragedModel(model)
-    optimizer = LocalizedOptimizer(AdamW(model.parameters(), lr=0.1), model)
+    optimizer = LocalizedOptimizer(AdamW(model.parameters(), lr=0.1), model, AboveMean())
     seen = []
     for number in range(4):
         plain_step(model, optimizer.step, number)

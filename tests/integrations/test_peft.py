@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.optim import AdamW
 
-from localopt import LayerTrace, LocalizedOptimizer, partition, trace_layers
+from localopt import AboveMean, LayerTrace, LocalizedOptimizer, partition, trace_layers
 from tests.tiny_models import VOCABULARY, examples, llama
 
 peft = pytest.importorskip("peft")
@@ -57,7 +57,7 @@ def test_adapters_are_trained_in_the_layers_they_sit_in_and_the_base_stays_as_it
     config, layers = ADAPTERS[kind]
     model = adapted(config)
     base = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
-    optimizer = LocalizedOptimizer(adamw(model), model)
+    optimizer = LocalizedOptimizer(adamw(model), model, AboveMean())
     for _ in range(2):
         optimizer.zero_grad()
         loss(model).backward()

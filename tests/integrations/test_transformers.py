@@ -23,10 +23,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory"),
     pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated"),  # the name older versions know
 ]
+ABOVE_MEAN = AboveMean()
 MAKERS = {
     "AboveMean": AboveMean,
     "Smoothed": lambda: Smoothed(AboveMean(), 0.9),
     "RandomLayers": lambda: RandomLayers(2, every=1),
+    "unasked": lambda: None,
 }
 
 
@@ -49,14 +51,14 @@ def tokens(rows: int = 16) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": row, "labels": row} for row in drawn]
 
 
-def trainer(args: TrainingArguments, *, seed: int = 0, policy: Any = None, **options: Any) -> Trainer:
+def trainer(args: TrainingArguments, *, seed: int = 0, policy: Any = ABOVE_MEAN, **options: Any) -> Trainer:
     """A Trainer with the factory, unless told otherwise."""
     torch.manual_seed(seed)
     model = llama()
     if "optimizers" in options:
         options["optimizers"] = (options["optimizers"](model), None)
     else:
-        options["optimizer_cls_and_kwargs"] = localized_optimizer(args, policy or AboveMean())
+        options["optimizer_cls_and_kwargs"] = localized_optimizer(args, policy)
     return Trainer(model, args, train_dataset=tokens(), **options)
 
 
@@ -89,7 +91,7 @@ def test_the_factory_follows_the_optimizer_the_arguments_name(tmp_path: Path) ->
 
 def test_the_factory_and_a_hand_made_optimizer_train_the_same(tmp_path: Path) -> None:
     def by_hand(model: Any) -> LocalizedOptimizer:
-        return LocalizedOptimizer(AdamW(model.parameters(), lr=0.01, weight_decay=0.0, fused=True), model)
+        return LocalizedOptimizer(AdamW(model.parameters(), lr=0.01, weight_decay=0.0, fused=True), model, AboveMean())
 
     runs = [trainer(arguments(tmp_path)), trainer(arguments(tmp_path), optimizers=by_hand)]
     for run in runs:
@@ -287,7 +289,7 @@ def test_a_run_localized_by_one_call_resumes_bit_for_bit(policy: str, tmp_path: 
     runs = []
     for seed, options in ((0, {}), (1, {"resume_from_checkpoint": str(tmp_path / "checkpoint-2")})):
         run = two_rates(tmp_path, seed)
-        localize(run, MAKERS[policy](), anchor_decay=50.0)
+        localize(run, MAKERS[policy](), **({} if policy == "unasked" else {"anchor_decay": 50.0}))
         run.train(**options)
         runs.append(run)
     assert_same_bits(runs[1].model, runs[0].model, policy)
@@ -298,41 +300,6 @@ def test_a_scheduler_goes_on_with_the_localized_optimizer(tmp_path: Path) -> Non
     localize(run)
     run.train()
     assert [group["lr"] for group in localized(run).param_groups] == [0.0, 0.0]
-
-
-def test_sft_of_trl_is_localized_by_one_call(tmp_path: Path) -> None:
-    trl, dataset, tokenizer = pytest.importorskip("trl"), pytest.importorskip("datasets"), word_tokenizer()
-    config = trl.SFTConfig(str(tmp_path), max_steps=2, use_cpu=True, report_to="none", bf16=False, logging_steps=1)
-    rows = dataset.Dataset.from_dict({"text": ["a b c d e", "b c d e f"] * 4})
-    run = trl.SFTTrainer(llama(), config, train_dataset=rows, processing_class=tokenizer)
-    localize(run)
-    run.train()
-    assert 0 < localized(run).report().share_updated < 1
-
-
-def test_dpo_of_trl_with_lora_is_localized_by_one_call(tmp_path: Path) -> None:
-    trl, dataset, tokenizer = pytest.importorskip("trl"), pytest.importorskip("datasets"), word_tokenizer()
-    peft = pytest.importorskip("peft")
-    config = trl.DPOConfig(str(tmp_path), max_steps=2, use_cpu=True, report_to="none", bf16=False, logging_steps=1)
-    rows = dataset.Dataset.from_dict({"prompt": ["a b"] * 8, "chosen": ["c d"] * 8, "rejected": ["e f"] * 8})
-    lora = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"])
-    run = trl.DPOTrainer(llama(), args=config, train_dataset=rows, processing_class=tokenizer, peft_config=lora)
-    localize(run, RandomLayers(1, every=1))
-    run.train()
-    report = localized(run).report()
-    assert len(report.updated) == 1
-    assert {name.rpartition(".")[2] for name in report.names} == {"attention", "mlp"}
-
-
-def word_tokenizer() -> Any:
-    tokenizers = pytest.importorskip("tokenizers")
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["<pad>", "<eos>", *"abcdefgh"]
-    model = tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>")
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<pad>")
 
 
 def test_clipping_by_both_sides_is_refused_by_the_one_call_too(tmp_path: Path) -> None:

@@ -162,6 +162,26 @@ def test_a_path_is_a_line_to_the_end_of_the_run() -> None:
     ]
 
 
+def test_marks_stand_above_the_last_points_of_their_run_and_names_beside_them() -> None:
+    path = [(0.0, 0.0), (1.0, 0.4), (2.0, 0.7)]
+    runs = [Run("AdamW", 3.0, 1.0, path=path, marks=["1", "2", "3"]), Run("other", 0.4, 0.8)]
+    axes = learning_forgetting(runs).axes[0]
+    marks = {text.get_text(): text.xy for text in axes.texts if text.get_text().isdigit()}
+    assert marks == {"1": (1.0, 0.4), "2": (2.0, 0.7), "3": (3.0, 1.0)}
+    boxes = label_boxes(axes)
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes.values(), 2))
+
+
+def test_of_marks_on_one_another_the_last_is_shown() -> None:
+    run = Run("AdamW", 3.0, 1.0, path=[(0.0, 0.0), (3.0, 1.0)], marks=["1", "2"])
+    assert {text.get_text() for text in learning_forgetting([run]).axes[0].texts} == {"AdamW", "2"}
+
+
+def test_more_marks_than_points_are_refused() -> None:
+    with pytest.raises(ValueError, match="run 'AdamW' has 2 marks for 1 points"):
+        learning_forgetting([Run("AdamW", 3.0, 1.0, marks=["1", "2"])])
+
+
 def test_runs_may_be_plain_tuples_and_differ_in_color_or_marker() -> None:
     figure = learning_forgetting([(f"run {i}", i % 4, i // 4) for i in range(12)], title="runs", uptake="facts")
     ends = [line for line in figure.axes[0].lines if line.get_markersize() == 7]

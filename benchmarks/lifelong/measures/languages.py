@@ -46,8 +46,8 @@ from localopt.pretraining.textfiles import evenly, json_lines, read_text
 
 LANGUAGES = ("eng_Latn", "deu_Latn", "fra_Latn", "ita_Latn", "pol_Latn", "spa_Latn")
 FOLDER = "sib200"
-TRAINED, ASKED = 200, 100  # sentences a language
-SMOKE = 16
+SENTENCES = (200, 100)  # of a language: read, and asked about
+SMOKE = (16, 16)
 ROOM = 12  # tokens left for the topic
 
 Row = dict[str, Any]
@@ -67,6 +67,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", type=method, default=["adamw@1e-4"], metavar="NAME@RATE")
     parser.add_argument("--lrs", nargs="+", type=float, default=[1e-4], metavar="RATE", help="of methods without @RATE")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="also the order of languages")
+    parser.add_argument(
+        "--sentences",
+        nargs=2,
+        type=int,
+        default=SENTENCES,
+        metavar=("READ", "ASKED"),
+        help="how many of each language are read, and asked about; by default %(default)s",
+    )
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast, for processors that have it")
     parser.add_argument("--smoke", action="store_true", help="one epoch, few sentences: does it run?")
     given = parser.parse_args(arguments)
@@ -83,7 +91,9 @@ def run(given: argparse.Namespace) -> str:
     if file.exists() and not given.resume:
         raise InputError(f"{file}: exists: add --resume to go on with it, or name another --out.")
     settings = Settings.of(given.data, given.bf16, given.smoke)
-    found = read_languages(given.shared / FOLDER, *((SMOKE, SMOKE) if given.smoke else (TRAINED, ASKED)))
+    if min(given.sentences) < 1:
+        raise InputError(f"--sentences {' '.join(map(str, given.sentences))}: both must be at least 1.")
+    found = read_languages(given.shared / FOLDER, *(SMOKE if given.smoke else given.sentences))
     rows = [row for _, row in json_lines(file)] if file.exists() else []
     done = {(row["method"], row["lr"], row["seed"]) for row in rows}
     given.out.mkdir(parents=True, exist_ok=True)
@@ -122,6 +132,8 @@ def stream(learner: Any, found: dict[str, dict[str, list[Sentence]]], name: str,
         "lr": lr,
         "seed": seed,
         "languages": order,
+        "read": [len(found[language]["train"]) for language in order],
+        "asked": [len(found[language]["test"]) for language in order],
         "accuracy": accuracy,
         "seconds": round(time.perf_counter() - began, 1),
     }

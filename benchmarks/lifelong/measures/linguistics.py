@@ -15,15 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import conllu
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.linear_model import RidgeClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks.extra import from_the_extra
 from benchmarks.lifelong.exam.exam import Exam
 from benchmarks.lifelong.measures.definitions import Values
 from benchmarks.lifelong.measures.source import Absent, Source
@@ -99,6 +96,8 @@ def read_sentences(path: Path) -> list[Sentence]:
     Raises:
         InputError: not CoNLL-U, or without such sentences.
     """
+    with from_the_extra():
+        import conllu
     found = []
     try:
         for tree in conllu.parse(read_text(path)):
@@ -159,6 +158,10 @@ def control_labels(forms: Sequence[str], labels: Sequence[str], seed: int) -> di
 
 def probed(train: Array, labels: Sequence[str], test: Array, wanted: Sequence[str]) -> npt.NDArray[np.float64]:
     """Whether a probe trained on the one finds each label of the other, (words,)."""
+    with from_the_extra():
+        from sklearn.linear_model import RidgeClassifier
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
     probe = make_pipeline(StandardScaler(), RidgeClassifier(alpha=PENALTY))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a tiny model's features may be collinear

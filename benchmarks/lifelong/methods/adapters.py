@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from torch import nn
 from transformers import PreTrainedModel
 
+from benchmarks.extra import from_the_extra
+
 
 @contextmanager
 def adapted(model: PreTrainedModel, rank: int) -> Iterator[nn.Module]:
@@ -18,7 +20,8 @@ def adapted(model: PreTrainedModel, rank: int) -> Iterator[nn.Module]:
     if rank == 0:
         yield model
         return
-    from peft import LoraConfig, get_peft_model
+    with from_the_extra():
+        from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     with_adapters = get_peft_model(model, config)

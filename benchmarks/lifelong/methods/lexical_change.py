@@ -28,6 +28,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from benchmarks.extra import from_the_extra
 from benchmarks.lifelong.data.passages import answers_in_passages, window
 from benchmarks.lifelong.methods.study import Lesson
 from localopt.pretraining.evaluate import padded
@@ -111,9 +112,10 @@ def alike(words: Sequence[str], others: Iterable[str], counts: Counter[str], see
 
 def change(old: Tensor, new: Tensor) -> float:
     """The Jensen-Shannon distance of how uses (n, d) of two periods fall into clusters of all of them."""
-    from sklearn.cluster import KMeans
-    from sklearn.metrics import silhouette_score
-    from sklearn.preprocessing import StandardScaler
+    with from_the_extra():
+        from sklearn.cluster import KMeans
+        from sklearn.metrics import silhouette_score
+        from sklearn.preprocessing import StandardScaler
 
     points = StandardScaler().fit_transform(torch.cat([old, new]).double().numpy())
     best, labels = -2.0, None
@@ -173,6 +175,7 @@ def _pieces(document: str) -> list[str]:
 
 
 def _stop_words() -> frozenset[str]:
-    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+    with from_the_extra():
+        from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
     return frozenset(ENGLISH_STOP_WORDS)

@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"budgets: {error}", file=sys.stderr)
         sys.exit(2)
     given.out.mkdir(parents=True, exist_ok=True)
-    page = "\n\n".join([*parts, NOTE]) + "\n"
+    page = "\n\n".join(["# What a budget of forgetting buys", *parts, NOTE, REPEAT]) + "\n"
     (given.out / "budgets.md").write_text(page, encoding="utf-8")
     picture(sets, wanted).savefig(given.out / "budgets.png", dpi=150)
     print(page)
@@ -67,6 +67,7 @@ NOTE = (
     "the same halves and seeds; 95% intervals over facts and pieces of text. >=: the training of some of them ends "
     "before, and they count with their end."
 )
+REPEAT = "Made by `python -m benchmarks.lifelong.report.budgets`, with the lines and rates above as its methods."
 
 
 @dataclass(frozen=True)
@@ -185,10 +186,10 @@ def picture(sets: Mapping[str, DataSet], wanted: Sequence[Wanted]) -> Figure:
     """
     figure = Figure(figsize=(5.2 * len(sets), 4.6), layout="constrained")
     for axes, (name, found) in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets.items(), strict=True):
-        lines = [
-            (one, color, paths) for one, color in zip(wanted, COLORS[1:], strict=False) if (paths := found.of(one))
-        ]
-        most = max((paths for _, _, paths in lines), key=len)
+        ran = [(one, color, found.of(one)) for one, color in zip(wanted, COLORS[1:], strict=False)]
+        most = max((paths for _, _, paths in ran), key=len)
+        # Means over fewer halves and seeds cannot be seen beside these: the table has them, beside an AdamW of theirs.
+        lines = [(one, color, paths) for one, color, paths in ran if paths.keys() == most.keys()]
         _line(axes, found.adamw(most, FINE)[0], COLORS[0], "AdamW, at the rate that is best for the budget")
         for one, color, paths in lines:
             _line(axes, bought([path for some in paths.values() for path in some], FINE)[0], color, one.about)

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from localopt.optimizer import LocalizedOptimizer
+from localopt.policies.rules import AboveMean
 from localopt.tracing.layer_trace import LayerTrace
 
 
@@ -50,8 +51,8 @@ def rescaled_against_text(model: nn.Module, traces: Traces, rate: float) -> Opti
 
 
 def online(model: nn.Module, traces: Traces, rate: float) -> Optimizer:
-    """The one-line swap: at every step, the layers whose gradient norm is at least the mean. No trace is used."""
-    return LocalizedOptimizer(adamw(model, rate), model)
+    """The online rule: at every step, the layers whose gradient norm is at least the mean. No trace is used."""
+    return LocalizedOptimizer(adamw(model, rate), model, AboveMean())
 
 
 def _frozen(model: nn.Module, trace: LayerTrace, rate: float) -> Optimizer:

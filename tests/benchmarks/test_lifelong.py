@@ -201,7 +201,8 @@ def test_the_search_shows_every_run_beside_adamw_of_the_rate_named_beforehand(tm
     assert len(rows) - 2 == len({(run["method"], run["lr"]) for run in runs})
     [beside_itself] = [row for row in rows if row[:2] == ["AdamW on everything", "0.0006"]]
     assert beside_itself[2] == "1.00 (1.00-1.00)"
-    [run] = [run for run in runs if (run["method"], run["lr"], run["half"]) == ("adamw", 6e-4, "A")]
+    first = ("adamw", 6e-4, "A", 0)
+    [run] = [run for run in runs if (run["method"], run["lr"], run["half"], run["seed"]) == first]
     assert beside_itself[3].endswith(f", {run['end']['f1']:.0%}")
 
 

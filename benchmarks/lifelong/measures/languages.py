@@ -40,6 +40,7 @@ from benchmarks.lifelong.stream.__main__ import method
 from benchmarks.lifelong.stream.periods import HALF, SHARED
 from benchmarks.lifelong.teaching import teach
 from benchmarks.lifelong.training import Settings
+from benchmarks.stamp import stamp
 from localopt.errors import InputError
 from localopt.pretraining.models import load_model
 from localopt.pretraining.textfiles import evenly, json_lines, read_text
@@ -136,6 +137,7 @@ def stream(learner: Any, found: dict[str, dict[str, list[Sentence]]], name: str,
         "asked": [len(found[language]["test"]) for language in order],
         "accuracy": accuracy,
         "seconds": round(time.perf_counter() - began, 1),
+        "stamp": stamp(),
     }
 
 

@@ -24,6 +24,7 @@ from localopt.outside import plain
 from localopt.pretraining.auto import TRACED, own_samples, whole
 from localopt.pretraining.evaluate import evaluate, evaluate_text
 from localopt.pretraining.history import History
+from localopt.pretraining.lock import LOCK
 from localopt.pretraining.models import load_model
 from localopt.pretraining.probes import encode, encode_text, read_corpus, read_probes
 from localopt.pretraining.textfiles import evenly
@@ -694,6 +695,7 @@ def test_a_finished_run_is_not_resumed(inputs: Path, tmp_path: Path, capsys: pyt
     assert call("train", *training(inputs, "--out", tmp_path / "out")) == 0
     capsys.readouterr()
     before = contents(tmp_path)
+    (tmp_path / "out" / LOCK).touch()  # of a process that was killed after the last thing it had to write
     assert call("train", *training(inputs, "--out", tmp_path / "out", "--resume")) == 2
     assert "this run is finished" in message(capsys)
     assert contents(tmp_path) == before

@@ -51,14 +51,16 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "traces": Family("any bytes or JSON as a trace file", traces.a_trace, 4000, 40, 0.05),
-    "probes": Family("any bytes as a probe file, by BPE, WordPiece and Unigram", texts.a_probe, 1500, 20, 0.1),
-    "corpora": Family("any bytes as a corpus, by the same", texts.a_corpus, 1000, 20, 0.05),
+    "traces": Family("any bytes or JSON as a trace file", traces.a_trace, 5000, 40, 0.05),
+    "probes": Family("any bytes as a probe file, by BPE, WordPiece and Unigram", texts.a_probe, 2000, 20, 0.1),
+    "corpora": Family("any bytes as a corpus, by the same", texts.a_corpus, 2000, 20, 0.05),
     "planted": Family('code or a pickle in a model, with "y" on standard input', planted.a_model, 42, 1, 0.05),
     "checkpoints": Family(
         "a file of a checkpoint removed, emptied, cut or changed", runs.a_checkpoint, 64, 1, 0.15, True
     ),
-    "kills": Family("a run killed at an event in its folder, or at any time", runs.a_kill, 200, 1, 0.25, True),
+    "kills": Family(
+        "a run killed by SIGKILL at an event in its folder, or at any time", runs.a_kill, 200, 1, 0.25, True
+    ),
     "full disks": Family("a run that finds the disk full", runs.a_full_disk, 30, 1, 0.1, True),
     "steps": Family("a step; in 1% a gradient is NaN or infinite", steps.a_step, 390_000, 1200, 0.25),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import math
 import mmap
 import os
 import resource
@@ -36,13 +37,19 @@ class Outcome:
         return "Traceback (most recent call last)" in self.said
 
 
-def localopt(*arguments: object, limit: float = 120.0, before: Callable[[], Any] | None = None) -> Outcome:
+def localopt(
+    *arguments: object,
+    limit: float = 120.0,
+    before: Callable[[], Any] | None = None,
+    killed_after: float = math.inf,
+) -> Outcome:
     """Run ``localopt ARGUMENTS`` with many a "y" on standard input.
 
     Args:
         arguments: of the command.
         limit: seconds after which it counts as a hang, and is killed.
         before: called first, in the process: sets what will befall it.
+        killed_after: seconds after which it is killed whatever it does, within libraries too that raise no events.
     """
     _import_all()
     # A pipe, as a terminal is: a file would be starved along with those that are written on purpose.
@@ -59,7 +66,7 @@ def localopt(*arguments: object, limit: float = 120.0, before: Callable[[], Any]
     os.close(answers)
     with ThreadPoolExecutor(1) as listener, os.fdopen(heard, "rb") as file:
         text = listener.submit(file.read)
-        code = _wait(child, limit)
+        code = _wait(child, limit, killed_after)
         return Outcome(code, text.result().decode("utf-8", "replace"))
 
 
@@ -97,16 +104,16 @@ def _be(arguments: tuple[object, ...], said: int, answers: int, before: Callable
         os._exit(code)
 
 
-def _wait(child: int, limit: float) -> int | None:
-    ends = time.monotonic() + limit
-    while time.monotonic() < ends:
+def _wait(child: int, limit: float, killed_after: float) -> int | None:
+    begun = time.monotonic()
+    while (passed := time.monotonic() - begun) < min(limit, killed_after):
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.005)
     os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
+    _, status = os.waitpid(child, 0)  # it may have ended by itself just now
+    return os.waitstatus_to_exitcode(status) if passed < limit else None
 
 
 def killed_at_event(folder: Path, number: int) -> Callable[[], None]:
@@ -145,16 +152,6 @@ def _at_events(folder: Path, happened: Callable[[], None]) -> Callable[[], None]
                 happened()
 
     return lambda: sys.addaudithook(watch)
-
-
-def killed_after(seconds: float) -> Callable[[], None]:
-    """Let a process die after so long, whatever it does then; within libraries that raise no events too."""
-
-    def arrange() -> None:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends a process at once, as SIGKILL does
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-
-    return arrange
 
 
 def starved(room: int) -> Callable[[], None]:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import random
 import shutil
+import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from benchmarks.faults.count import Clock, Count
-from benchmarks.faults.forked import Events, Outcome, killed_after, killed_at_event, localopt, starved
+from benchmarks.faults.forked import Events, Outcome, killed_at_event, localopt, starved
 
 _LONGEST = 3.0  # seconds to a kill by the clock; an undisturbed run takes about as long
 
@@ -38,12 +39,12 @@ class Training:
         shutil.rmtree(self.interrupted / "model")
         (self.interrupted / "learning-forgetting.png").unlink()
 
-    def __call__(self, out: Path, *more: object, before: Callable[[], Any] | None = None) -> Outcome:
+    def __call__(self, out: Path, *more: object, **befalls: Any) -> Outcome:
         """Begin the run in a folder, or go on with it."""
         data = ["--corpus", self.inputs / "corpus.txt", "--reference", self.inputs / "corpus.txt"]
         data += ["--probe", f"facts={self.inputs / 'facts.jsonl'}"]
         how = ["--method", "online", "--lr", "3e-3", "--epochs", 2, "--batch-size", 4, "--seq-len", 24, "--resume"]
-        return localopt("train", self.inputs / "model", *data, *how, "--out", out, *more, before=before)
+        return localopt("train", self.inputs / "model", *data, *how, "--out", out, *more, **befalls)
 
     @staticmethod
     def end(out: Path) -> dict[str, bytes]:
@@ -55,7 +56,8 @@ class Training:
         """Go on with a run and look at its end."""
         done = self(out)
         _look(count, done, what)
-        if done.code == 0:
+        # A kill may come after everything was written, and then there is nothing to go on with: the end is looked at.
+        if done.code == 0 or (done.code == 2 and "this run is finished" in done.said):
             self.compare(count, out, what)
         else:
             count.note("lost", f"{what}: exit code {done.code}: {done.said[-500:]}")
@@ -91,10 +93,11 @@ def a_kill(count: Count, number: int, seed: int, folder: Path, clock: Clock) -> 
         out, kills = folder / f"killed-{turn}", []
         done = None
         for at in _moments(draw, training.events):
-            done = training(out, before=killed_at_event(out, at) if isinstance(at, int) else killed_after(at))
+            befalls = {"before": killed_at_event(out, at)} if isinstance(at, int) else {"killed_after": at}
+            done = training(out, **befalls)
             _look(count, done, f"killed at {at}")
-            if done.code is None or done.code >= 0:
-                break  # it was not killed: it is done, or something is wrong
+            if done.code != -signal.SIGKILL:
+                break  # it is done, or something is wrong
             count.tries += 1
             kills.append(at)
         what = f"killed at {kills}"

@@ -81,6 +81,7 @@ def a_probe(count: Count, number: int, seed: int, folder: Path, clock: Clock) ->
 
     def one(data: bytes) -> None:
         path.write_bytes(data)
+        count.add("files")
         for kind, tokenizer in tokenizers.items():
             with count.one(f"{kind}: {data[:300]!r}", expected=(InputError,)):
                 read = read_probes(path)
@@ -124,6 +125,7 @@ def a_corpus(count: Count, number: int, seed: int, folder: Path, clock: Clock) -
 
     def one(data: bytes) -> None:
         path.write_bytes(data)
+        count.add("files")
         for kind, tokenizer in tokenizers.items():
             with count.one(f"{kind}: {data[:300]!r}", expected=(InputError,)):
                 read = read_corpus(path)

@@ -112,10 +112,12 @@ def train(
 
     settings = Settings(method, lr, epochs, batch_size, seq_len, bf16, seed, anchor_decay, budget)
     refuse_held(out)
-    if resume and (out / "model").exists() and ((out / "checkpoints").exists() or os.environ.get("RANK", "0") != "0"):
-        with held(out) if os.environ.get("RANK", "0") == "0" else nullcontext():  # all but the end was done
-            _end(out, History.load(out / "history.json"), keep_checkpoints)
-        return
+    if resume and (out / "model").exists() and (out / "history.json").is_file():
+        first = os.environ.get("RANK", "0") == "0"
+        with held(out) if first else nullcontext():  # which also clears away the lock of a process that was killed
+            if not first or (out / "checkpoints").exists():  # all but the end was done
+                _end(out, History.load(out / "history.json"), keep_checkpoints)
+                return
     refuse_taken(out, resume)
     refuse_missing(*corpus, reference)
 

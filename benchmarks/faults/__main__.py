@@ -82,7 +82,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="faults-") as made:
         counts = [_counted(name, arguments, Path(made)) for name in arguments.only]
     print(table(counts))
-    given = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]  # where it lay is nobody's matter
+    # Where a file lay says nothing about the counts.
+    given = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
     command, stamped = " ".join(["python -m benchmarks.faults", *given]), stamp("tokenizers", "hypothesis")
     if arguments.out is not None:
         arguments.out.write_text(page(counts, [command], stamped), encoding="utf-8")

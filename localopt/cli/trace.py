@@ -56,7 +56,8 @@ def trace(
     A corpus is enough: `localopt trace MODEL --corpus news.txt --by gains --out trace.safetensors` asks which layers
     the corpus gains most on for what that costs text the model writes itself, as `train --method auto` does.
 
-    In the table, "FP trains" is what `train --method freeze` does, "ALR" the factor on the rate by `--method rescale`.
+    In the table, "FP trains" (frozen parameters) marks the layers that `train` updates with `--method freeze`, "ALR"
+    (adaptive learning rate) is the factor on a layer's rate with `--method rescale`.
     """
     if (probe is None) == (not corpus):
         given = "neither was given" if probe is None else "both were given"

@@ -25,6 +25,9 @@ CASES = {
 }
 pytestmark = pytest.mark.timeout(600)  # on a slow machine the first test waits long for the processes
 Results = dict[tuple[str, int], dict[str, Any]]
+# Rounding, which differs from processor to processor: bare AdamW in one process, given a batch in two halves, ended
+# 1.4e-6 from where it ends given the whole, and 5e-6 from where it ends in float64. A step moves a weight by 1e-2.
+ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +83,7 @@ def test_processes_train_the_model_that_one_process_trains(case: str, processes:
     weights, reports = one_process(case)
     assert found["weights"].keys() == weights.keys()
     for name, expected in weights.items():
-        torch.testing.assert_close(found["weights"][name], expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found["weights"][name], expected, **ROUNDING)
     for mine, theirs in zip(found["reports"], reports, strict=True):
         assert mine["norms"] == pytest.approx(theirs["norms"], rel=1e-5)
         assert mine["scales"] == pytest.approx(theirs["scales"], rel=1e-5)

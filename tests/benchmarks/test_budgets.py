@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.lifelong.report.budgets import DataSet, Wanted, main, table
+from benchmarks.lifelong.report.budgets import DataSet, Wanted, against, main, table
 from benchmarks.lifelong.report.records import Records
 from localopt.errors import InputError
 from tests.benchmarks.test_lifelong_statistics import records
 
 SELECTIVE = Wanted("selective", 1e-4)
+BLOCK = Wanted("selective-block", 1e-4)
 
 
 def with_other(uptake: float) -> Records:
@@ -106,3 +107,17 @@ def test_what_is_not_understood_is_said(
         main([*given, "--out", str(tmp_path / "page"), "--draws", "5"])
     assert message in capsys.readouterr().err
     assert not (tmp_path / "page").exists()
+
+
+def test_a_method_is_divided_by_another_where_both_were_run(tmp_path: Path) -> None:
+    found = with_other(3.0)
+    for run in records(uptake=2.0).runs:
+        if run["half"] == "A":
+            found.runs.append({**run, "method": "selective-block"})
+    made = against(DataSet(found, draws=20), [SELECTIVE, BLOCK], BLOCK, budgets=(0.1,))
+    assert [row[2] for row in made.rows] == ["A0"]  # and the other is not beside itself
+    assert made.rows[0][3].startswith("1.50 ")
+    file = saved(found, tmp_path / "runs.jsonl")
+    out = ["--against", "selective-block@1e-4=blocks", "--draws", "20", "--out", str(tmp_path / "out")]
+    main([f"Facts={file}", "--methods", "selective@1e-4", *out])
+    assert "**Facts, relative to: blocks**" in (tmp_path / "out" / "budgets.md").read_text()

@@ -7,7 +7,8 @@ A method's uptake at a budget b is the mean, over halves and seeds, of that on t
 training where the rise of WikiText first reaches b, or of its end where it never does (a lower bound). It is divided by
 AdamW's over the same halves and seeds, at the rate that is best *at this budget* of all that were run on them: nobody
 who has a budget would train at another. The rate of the methods is the one that was chosen on half A with the first
-seed. A name with stars stands for all methods that match it, averaged (random draws). FOLDER gets budgets.md and
+seed. A name with stars stands for all methods that match it, averaged (random draws). With --against NAME@RATE the
+methods are also divided by that one, over the halves and seeds that both were run on. FOLDER gets budgets.md and
 budgets.png.
 """
 
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="report.budgets", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("sets", nargs="+", metavar="NAME=FILE,FILE", help="records of one data set, its name first")
     parser.add_argument("--methods", nargs="+", required=True, metavar="NAME@RATE[=LABEL]", help="beside AdamW")
+    parser.add_argument("--against", nargs="+", default=[], metavar="NAME@RATE[=LABEL]", help="also beside these")
     parser.add_argument("--out", type=FilePath, required=True, metavar="FOLDER")
     parser.add_argument("--draws", type=int, default=DRAWS, help="of the bootstrap")
     given = parser.parse_args(arguments)
@@ -52,6 +54,9 @@ def main(arguments: list[str] | None = None) -> None:
             if not any(found.of(one) for found in sets.values()):
                 raise InputError(f"no run of {one.name} at {one.rate:g} in these files: run it, or leave it out.")
         parts = [f"**{name}**\n\n{table(found, wanted).markdown()}" for name, found in sets.items()]
+        for other in map(_wanted, given.against):
+            beside = {name: against(found, wanted, other).markdown() for name, found in sets.items() if found.of(other)}
+            parts += [f"**{name}, relative to: {other.about}**\n\n{shown}" for name, shown in beside.items()]
     except (InputError, OSError) as error:
         print(f"budgets: {error}", file=sys.stderr)
         sys.exit(2)
@@ -167,6 +172,24 @@ def table(found: DataSet, wanted: Sequence[Wanted], budgets: Sequence[float] = B
         rows.append(row)
     shown = [row for n, row in enumerate(rows) if row not in rows[:n]]  # AdamW once for the same halves and seeds
     return Table("What a budget buys", ["method", "rate", "runs", *(f"+{b:g}" for b in budgets)], shown, NOTE)
+
+
+def against(found: DataSet, wanted: Sequence[Wanted], other: Wanted, budgets: Sequence[float] = BUDGETS) -> Table:
+    """One row a method: its uptake over another's, on the halves and seeds that both were run on."""
+    at, rows = np.array(budgets), []
+    theirs = found.of(other)
+    for one in wanted:
+        mine = found.of(one)
+        cells = sorted(mine.keys() & theirs.keys())
+        if not cells or one.name == other.name:
+            continue
+        (my, my_draws, _), (their, their_draws, _) = (
+            bought([path for cell in cells for path in paths[cell]], at) for paths in (mine, theirs)
+        )
+        spans = [interval(my_draws[:, k] / their_draws[:, k]) for k in range(len(at))]
+        ratios = [f"{my[k] / their[k]:.2f} ({low:.2f} to {high:.2f})" for k, (low, high) in enumerate(spans)]
+        rows.append([one.about, f"{one.rate:g}", _cells(dict.fromkeys(cells)), *ratios])
+    return Table("Beside another", ["method", "rate", "runs", *(f"+{b:g}" for b in budgets)], rows, NOTE)
 
 
 def _beside(paths: Mapping[Cell, object], means: Array, rates: Sequence[float]) -> list[str]:

@@ -80,7 +80,8 @@ def test_a_lock_of_another_machine_counts_while_it_is_touched(tmp_path: Path, ag
 def test_a_lock_file_that_says_nothing_is_no_obstacle(tmp_path: Path, text: str) -> None:
     (tmp_path / LOCK).write_text(text)
     with held(tmp_path):
-        pass
+        assert json.loads((tmp_path / LOCK).read_text())["process"] == os.getpid()
+    assert not (tmp_path / LOCK).exists()
 
 
 def test_a_folder_made_for_the_lock_goes_with_it_and_another_stays(tmp_path: Path) -> None:

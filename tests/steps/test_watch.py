@@ -165,6 +165,7 @@ def test_a_policy_without_state_may_serve_any_number_of_optimizers() -> None:
         optimizer = LocalizedOptimizer(SGD(model.parameters(), lr=0.1), model, policy)
         backward(model)
         optimizer.step()
+        assert len(optimizer.report().updated) == 1  # one of two layers is below their mean
 
 
 # -- copies, meta, inference ------------------------------------------------------------------------------------------
